@@ -1,0 +1,114 @@
+"""One daemon event loop per process, for work that must not depend on the user's loop.
+
+Leases are renewed here, connections are opened here (a thread started from a daemon thread is
+a daemon too, so an open connection never keeps a process alive), and code without a loop of its
+own waits here for what is asynchronous. Nothing in this module knows what the work is.
+
+A forked child starts with no loop and makes its own when it first needs one. At exit,
+``at_exit`` callbacks run while the loop is still alive, for at most ``EXIT_SECONDS`` together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EXIT_SECONDS = 5.0
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_exit_callbacks: list[Callable[[], Awaitable[None]]] = []
+
+
+def loop() -> asyncio.AbstractEventLoop:
+    """The process's background loop, started when it is first asked for."""
+    global _loop
+    running = _loop
+    if running is not None:
+        return running
+    with _lock:
+        if _loop is None:
+            started = asyncio.new_event_loop()
+            threading.Thread(
+                target=started.run_forever, name="session-middleware", daemon=True
+            ).start()
+            _loop = started
+        return _loop
+
+
+def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start ``work`` on the background loop and return at once."""
+    return asyncio.run_coroutine_threadsafe(work, loop())
+
+
+def wait(work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work`` on the background loop and block until it is done; for code without a loop.
+
+    Interrupting the wait (KeyboardInterrupt) cancels the work.
+    """
+    future = submit(work)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def at_exit(callback: Callable[[], Awaitable[None]]) -> None:
+    """Await ``callback()`` on the background loop when the interpreter exits."""
+    if callback not in _exit_callbacks:
+        _exit_callbacks.append(callback)
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` to its outcome whatever cancels the caller, then cancel the caller.
+
+    A write that has begun is never torn: its outcome is known before the cancellation goes on.
+    An error of the work is lost to a caller that was cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as cancellation:
+            cancelled = cancelled or cancellation
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # retrieved, so that nobody warns of it
+        raise cancelled
+    return task.result()
+
+
+def _run_exit_callbacks() -> None:
+    if _loop is None or not _exit_callbacks:
+        return
+
+    async def run_all() -> None:
+        await asyncio.wait_for(
+            asyncio.gather(*(callback() for callback in _exit_callbacks), return_exceptions=True),
+            EXIT_SECONDS,
+        )
+
+    try:
+        submit(run_all()).result(EXIT_SECONDS)
+    except Exception:  # noqa: S110 - the process is leaving; leases end by themselves
+        pass
+
+
+def _forget_after_fork() -> None:
+    global _loop, _lock
+    _lock = threading.Lock()
+    _loop = None
+
+
+atexit.register(_run_exit_callbacks)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

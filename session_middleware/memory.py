@@ -1,0 +1,432 @@
+"""What a session memory is: the interface, the records, and what only some memories can do.
+
+Contracts only. Nothing here stores, runs, logs or traces, and nothing here imports a store.
+
+``SessionMemory`` is what everybody implements. What a memory can do beyond it is
+``SupportsTurns``, asked with ``isinstance``; the stores of this package have it, a memory that
+has only the six methods is served by ``stores.flat`` within one process.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
+
+from session_middleware.errors import InvalidSessionId
+from session_middleware.history import LastItems, LastTurns, Turn
+
+__all__ = [
+    "CarriedRun",
+    "HeldTurn",
+    "Item",
+    "Lease",
+    "Loaded",
+    "RunState",
+    "SessionMemory",
+    "SupportsTurns",
+    "TakeTurn",
+    "Taken",
+    "TurnEnd",
+    "TurnRecord",
+    "TurnState",
+    "check_session_id",
+    "held_turn",
+    "holding",
+]
+
+Item: TypeAlias = dict[str, Any]
+"""One Responses input item: a JSON object, exactly as the SDK hands it over."""
+
+TurnState: TypeAlias = Literal[
+    "running", "completed", "failed", "cancelled", "awaiting_approval", "abandoned", "replaced"
+]
+RunState: TypeAlias = Literal[
+    "running", "completed", "failed", "cancelled", "awaiting_approval", "replaced"
+]
+
+MAX_SESSION_ID = 512
+
+
+def check_session_id(session_id: object) -> str:
+    """Return the id if it can name a session.
+
+    Raises:
+        InvalidSessionId: it is no string, blank, longer than 512 characters, or has control
+            characters or lone surrogates.
+    """
+    if not isinstance(session_id, str):
+        raise InvalidSessionId(
+            f"a session id is a string, not {type(session_id).__name__}: "
+            'pass one, such as session_id="user-42"'
+        )
+    if not session_id.strip():
+        raise InvalidSessionId('a session id must not be blank: pass one, such as "user-42"')
+    if len(session_id) > MAX_SESSION_ID:
+        raise InvalidSessionId(
+            f"a session id has at most {MAX_SESSION_ID} characters, this one has "
+            f"{len(session_id)}: use a digest of it"
+        )
+    for index, character in enumerate(session_id):
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cs"):
+            kind = "a control character" if category == "Cc" else "a lone surrogate"
+            raise InvalidSessionId(
+                f"the session id has {kind} (U+{ord(character):04X}) at position {index}: "
+                "remove it"
+            )
+    return session_id
+
+
+# --- records -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """What a memory remembers of one turn.
+
+    Attributes:
+        turn: its number in the session, from 1, in the order in which turns began.
+        state: running, completed, failed, cancelled, awaiting_approval, abandoned (its lease was
+            taken over) or replaced (retried by a later turn that took over what it had stored).
+        started_at, ended_at: UTC, to the microsecond.
+        agent: the name of the agent that spoke last.
+        error_type: the class name of what ended it, where it failed.
+        item_count: items stored under this turn.
+        runs: Runner runs made in it.
+        usage: tokens and requests, as far as the SDK reported them.
+        output_text: the final output as text, where the turn completed.
+        history_digest: which history the model saw, where that was recorded.
+        items: the turn's items, in order.
+    """
+
+    session_id: str
+    turn: int
+    state: TurnState
+    started_at: datetime
+    ended_at: datetime | None = None
+    agent: str | None = None
+    error_type: str | None = None
+    item_count: int = 0
+    runs: int = 0
+    idempotency_key: str | None = None
+    sdk_trace_ids: tuple[str, ...] = ()
+    otel_trace_id: str | None = None
+    usage: dict[str, int] | None = None
+    output_text: str | None = None
+    history_digest: str | None = None
+    items: list[Item] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write to a session: good until another token is taken, or the session goes."""
+
+    session_id: str
+    turn: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTurn:
+    """What a turn says when it takes its session.
+
+    Attributes:
+        input_digest: ``history.digest`` of the new input, where it is known before the run.
+        resume: the identity under which a run was parked for approval, when this one resumes it.
+    """
+
+    session_id: str
+    started_at: datetime
+    idempotency_key: str | None = None
+    input_digest: str | None = None
+    resume: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedRun:
+    """A run that an earlier attempt of this turn left behind; its items lie in the new turn."""
+
+    run: int
+    input_digest: str | None
+    item_count: int
+    has_outputs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A session that was taken.
+
+    Attributes:
+        resumed: the lease continues a parked turn.
+        carried: runs of an earlier attempt with the same idempotency key.
+        next_run: the number for the turn's next run; every run before it is used.
+    """
+
+    lease: Lease
+    next_run: int = 1
+    resumed: bool = False
+    carried: tuple[CarriedRun, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """How a turn ended.
+
+    Attributes:
+        runs: the state of every run of this attempt, by number.
+        discard: remove the items of the turn.
+        park: the identity under which an approval is awaited (state awaiting_approval).
+        durable: the record must survive a power failure once the call returns.
+    """
+
+    state: TurnState
+    ended_at: datetime
+    runs: dict[int, RunState] = field(default_factory=dict)
+    discard: bool = False
+    park: str | None = None
+    durable: bool = False
+    agent: str | None = None
+    error_type: str | None = None
+    sdk_trace_ids: tuple[str, ...] = ()
+    otel_trace_id: str | None = None
+    usage: dict[str, int] | None = None
+    output_text: str | None = None
+    history_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A history as it was read.
+
+    Attributes:
+        turns: oldest first; turns without items are left out.
+        complete: nothing older was left unread.
+        corrupt: entries that could not be decoded; they are kept in the storage.
+    """
+
+    turns: list[Turn]
+    complete: bool = True
+    corrupt: int = 0
+
+
+# --- the turn in force here ----------------------------------------------------------------
+
+
+class HeldTurn(Protocol):
+    """The turn that this context holds, as a memory's own methods need it."""
+
+    @property
+    def memory_identity(self) -> Hashable: ...
+    @property
+    def lease(self) -> Lease | None: ...
+    def next_run(self) -> int:
+        """Reserve the next run number of the turn."""
+        ...
+
+
+_held: ContextVar[HeldTurn | None] = ContextVar("session_middleware.held", default=None)
+
+
+def held_turn(identity: Hashable, session_id: str) -> HeldTurn | None:
+    """The turn this context holds on that session of that memory, or None."""
+    held = _held.get()
+    if held is None or held.memory_identity != identity:
+        return None
+    lease = held.lease
+    return held if lease is not None and lease.session_id == session_id else None
+
+
+@contextmanager
+def holding(turn: HeldTurn | None) -> Iterator[None]:
+    """Make ``turn`` the one that a memory's own methods act within."""
+    token = _held.set(turn)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+# --- the interface -------------------------------------------------------------------------
+
+_make_view: Callable[[SessionMemory, str], Any] | None = None
+
+
+def set_view_factory(factory: Callable[[SessionMemory, str], Any]) -> None:
+    """Tell ``SessionMemory.session`` how views are made; called once, by the entry layer."""
+    global _make_view
+    _make_view = factory
+
+
+class SessionMemory(ABC):
+    """Where conversations are kept, by session id. Subclass it to bring your own storage.
+
+    The six abstract methods are all a memory needs. A history is a list of items in the order
+    of the conversation; an unknown session has an empty one.
+    """
+
+    @abstractmethod
+    async def load_session(self, session_id: str) -> list[Item]:
+        """Return the whole history, oldest item first; an empty list for an unknown session."""
+
+    @abstractmethod
+    async def save_session(self, session_id: str, conversation_history: list[Item]) -> None:
+        """Replace the history by this one."""
+
+    @abstractmethod
+    async def append_to_session(self, session_id: str, new_items: list[Item]) -> None:
+        """Add items at the end of the history."""
+
+    @abstractmethod
+    async def clear_session(self, session_id: str) -> None:
+        """Forget the session; no error where there is none."""
+
+    @abstractmethod
+    async def list_sessions(self) -> list[str]:
+        """Return the ids of all sessions."""
+
+    @abstractmethod
+    async def session_exists(self, session_id: str) -> bool:
+        """Return whether there is a session of this id."""
+
+    async def cleanup(self) -> None:  # noqa: B027 - optional on purpose: most memories have nothing to free
+        """Free what the memory holds. Does nothing unless a memory says otherwise."""
+
+    def session(self, session_id: str) -> Any:
+        """Return a view of one session in the SDK's own ``Session`` protocol.
+
+        Passed as ``session=`` to a Runner method it makes that run a full turn; its methods can
+        also be called directly.
+
+        Raises:
+            InvalidSessionId: the id cannot name a session.
+        """
+        if _make_view is None:  # pragma: no cover - the package itself sets it on import
+            raise RuntimeError("import session_middleware before making a session view")
+        return _make_view(self, check_session_id(session_id))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.cleanup()
+
+
+@runtime_checkable
+class SupportsTurns(Protocol):
+    """A memory that keeps turns: one writer, fenced, with records.
+
+    Every write names the lease it is made under. A write under a token that is no longer the
+    session's raises TurnLost and writes nothing; a lease that merely expired is still good.
+    The methods may be called from any thread and any event loop.
+    """
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for two memories that share one storage in this process."""
+        ...
+
+    @property
+    def lease_seconds(self) -> float:
+        """For how long a taken session stays taken when its process dies."""
+        ...
+
+    async def take_turn(self, request: TakeTurn) -> Taken:
+        """Take the session, or say why not, in one transaction; never wait.
+
+        In this order:
+
+        1. ``resume`` names a parked run. Parked in another session: WrongSession. Parked here and
+           still open: the lease continues that turn. Resumed before: DuplicateTurn. Unknown: a
+           new turn, as without it.
+        2. ``idempotency_key`` names a turn of this session that is not replaced. Both digests
+           known and different: IdempotencyConflict. Running under a lease that has not expired:
+           TurnInProgress. Completed or awaiting approval: DuplicateTurn. Anything else is
+           retried: its runs and items move to the new turn as ``carried`` and it becomes
+           ``replaced``.
+        3. Another lease that has not expired: SessionBusy. An expired one is taken over, and its
+           turn becomes ``abandoned``.
+        4. A new token, a turn of the next number, in state running.
+        """
+        ...
+
+    async def load_turns(
+        self,
+        session_id: str,
+        *,
+        newest: LastTurns | LastItems | None = None,
+        hide: tuple[int, Collection[int]] | None = None,
+        texts: bool = False,
+    ) -> Loaded:
+        """Read the history in whole turns, oldest first.
+
+        Args:
+            newest: read only the newest turns, as that window would keep them.
+            hide: (turn, runs) leaves these runs of this turn out.
+            texts: keep each item's stored text in ``Turn.texts``.
+        """
+        ...
+
+    async def load_items(
+        self, session_id: str, *, turn: int | None = None, limit: int | None = None
+    ) -> list[Item]:
+        """Read raw items: the newest ``limit`` of the session, or of one turn, oldest first.
+
+        ``None`` or a negative limit reads all, 0 none.
+        """
+        ...
+
+    async def append_items(
+        self,
+        lease: Lease,
+        run: int,
+        position: int,
+        items: Sequence[Item],
+        *,
+        input_digest: str | None = None,
+    ) -> None:
+        """Store items as (session, turn, run, position ...); all of them or none.
+
+        ``input_digest`` is kept with the run when its first items are stored.
+        """
+        ...
+
+    async def retry_run(self, lease: Lease, failed: int, run: int) -> int:
+        """Let ``run`` take over what ``failed`` left in the same turn.
+
+        The items up to the last tool output become the new run's; those after it go, and the
+        failed run becomes ``replaced``. Returns how many items the new run starts with: 0 when
+        there was no completed output, and the run begins anew.
+        """
+        ...
+
+    async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
+        """Write the turn's end and let the session go, in one transaction."""
+        ...
+
+    async def pop_item(self, session_id: str) -> Item | None:
+        """Remove and return the newest item of the session; None where there is none."""
+        ...
+
+    async def release(self, session_id: str) -> bool:
+        """Take the session away from whoever holds it; that turn gets TurnLost.
+
+        Returns whether anybody held it.
+        """
+        ...
+
+    async def turns(
+        self, session_id: str, limit: int | None = None, before: int | None = None
+    ) -> list[TurnRecord]:
+        """The session's turns, newest first, with their items.
+
+        Args:
+            limit: at most this many.
+            before: only turns with a smaller number; pass the last one seen to page on.
+        """
+        ...
