@@ -1,0 +1,162 @@
+"""What every test starts from: no network, no tracing, nothing left installed.
+
+Fixtures hand out fresh things and take them down; a test that wants traces asks for
+``sdk_traces`` or ``otel``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents.tracing import set_trace_processors, set_tracing_disabled
+from agents.tracing.processor_interface import TracingProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+# Set before anything reads them: a developer's own key must never reach a test, and no test
+# depends on what a machine happens to have in its environment.
+for _name in list(os.environ):
+    if _name.startswith(("OPENAI_", "SESSION_MIDDLEWARE_", "OTEL_")):
+        del os.environ[_name]
+
+# Processors given here replace the SDK's own, which would export over the network.
+set_trace_processors([])
+set_tracing_disabled(True)
+
+
+# --- tracing -------------------------------------------------------------------------------
+
+
+@dataclass
+class SDKTraces(TracingProcessor):
+    """What the SDK traced, as it would have been exported."""
+
+    started: list[dict[str, Any]] = field(default_factory=list)
+    ended: list[dict[str, Any]] = field(default_factory=list)
+    spans: list[dict[str, Any]] = field(default_factory=list)
+
+    def on_trace_start(self, trace: Any) -> None:
+        self.started.append(trace.export() or {})
+
+    def on_trace_end(self, trace: Any) -> None:
+        self.ended.append(trace.export() or {})
+
+    def on_span_start(self, span: Any) -> None:
+        """Spans are recorded when they end."""
+
+    def on_span_end(self, span: Any) -> None:
+        self.spans.append(span.export() or {})
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+    def force_flush(self) -> None:
+        """Nothing is buffered."""
+
+    @property
+    def group_ids(self) -> list[str | None]:
+        """The group id of every trace that began, in order."""
+        return [trace.get("group_id") for trace in self.started]
+
+
+@pytest.fixture
+def sdk_traces() -> Iterator[SDKTraces]:
+    """The SDK's tracing, on for this test and recorded in memory."""
+    traces = SDKTraces()
+    set_trace_processors([traces])
+    set_tracing_disabled(False)
+    yield traces
+    set_tracing_disabled(True)
+    set_trace_processors([])
+
+
+@dataclass
+class OTel:
+    """OpenTelemetry providers of one test, and what was recorded through them."""
+
+    tracer_provider: TracerProvider
+    meter_provider: MeterProvider
+    exporter: InMemorySpanExporter
+    reader: InMemoryMetricReader
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """Every ended span, in the order in which they ended."""
+        return list(self.exporter.get_finished_spans())
+
+    def span(self, name: str) -> ReadableSpan:
+        """The one ended span of this name."""
+        (found,) = [span for span in self.spans if span.name == name]
+        return found
+
+    @property
+    def metrics(self) -> dict[str, list[Any]]:
+        """The data points of every metric, by the metric's name."""
+        data = self.reader.get_metrics_data()
+        if data is None:
+            return {}
+        return {
+            metric.name: list(metric.data.data_points)
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+@pytest.fixture
+def otel() -> Iterator[OTel]:
+    """OpenTelemetry in memory; pass its providers in ``telemetry=``. Nothing global is set."""
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracer_provider = TracerProvider(shutdown_on_exit=False)
+    tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+    meter_provider = MeterProvider([reader], shutdown_on_exit=False)
+    yield OTel(tracer_provider, meter_provider, exporter, reader)
+    tracer_provider.shutdown()
+    meter_provider.shutdown()
+
+
+# --- nothing is left behind ----------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that forgets to name its file writes into its own directory, not into the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+# --- memories ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def make_memory(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """Make SQLite memories, all closed at the end of the test.
+
+    ``make_memory()`` opens one file of the test's directory, every time the same;
+    ``make_memory("other.db", lease=2)`` another, with options.
+    """
+    from session_middleware import SQLiteSessionMemory
+
+    made: list[Any] = []
+
+    def make(name: str = "memory.db", **options: Any) -> Any:
+        memory = SQLiteSessionMemory(tmp_path / name, **options)
+        made.append(memory)
+        return memory
+
+    yield make
+    for memory in made:
+        await memory.cleanup()
+
+
+@pytest.fixture
+def memory(make_memory: Callable[..., Any]) -> Any:
+    """One SQLite memory on a file of the test's own."""
+    return make_memory()
