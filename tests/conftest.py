@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from agents.tracing import set_trace_processors, set_tracing_disabled
 from agents.tracing.processor_interface import TracingProcessor
+from loopback import Loopback, loopback
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -121,6 +122,16 @@ def otel() -> Iterator[OTel]:
     yield OTel(tracer_provider, meter_provider, exporter, reader)
     tracer_provider.shutdown()
     meter_provider.shutdown()
+
+
+# --- a provider on this machine ------------------------------------------------------------
+
+
+@pytest.fixture
+def provider() -> Iterator[Loopback]:
+    """A model provider on 127.0.0.1, over real HTTP."""
+    with loopback() as running:
+        yield running
 
 
 # --- nothing is left behind ----------------------------------------------------------------
