@@ -1,16 +1,17 @@
 """What our stores share: ids and items checked and encoded, the six methods over the primitives.
 
 A store implements ``SupportsTurns`` and a few writes of flat histories; everything a caller can
-get wrong is caught here, before anything is stored.
+get wrong is caught here, before anything is stored. No I/O, and nothing of any one backend.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import pydantic_core
 
@@ -25,13 +26,64 @@ from session_middleware.memory import (
     held_turn,
 )
 
+T = TypeVar("T")
+
 MAX_DEPTH = 900
 
 _SCALARS = (str, int, float, bool, type(None))
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
+
+# --- items as text -------------------------------------------------------------------------
+
+
+def encode_items(items: Sequence[object]) -> list[str]:
+    """Each item as the JSON text to store.
+
+    What is decoded from a text equals the item it was made of, except that a tuple comes back
+    as the list that JSON makes of it, and a subclass of a JSON type as that type.
+
+    Raises:
+        InvalidItem: naming the position of the first item that cannot be stored.
+    """
+    if isinstance(items, (str, bytes, bytearray)) or not isinstance(items, Sequence):
+        raise InvalidItem(0, f"items come in a list, not in {type(items).__name__}")
+    return [_encode_item(position, item) for position, item in enumerate(items)]
+
+
+def _encode_item(position: int, item: object) -> str:
+    # Reading the text back and comparing is faster than looking at every value in Python, and
+    # it proves the round trip. Whatever does not come back as it was is looked at closely.
+    try:
+        text = _encode(item)
+        if type(item) is dict and pydantic_core.from_json(text) == item:
+            return text
+    except (TypeError, ValueError, RecursionError):
+        pass
+    return _encode_closely(position, item)
+
+
+def _encode_closely(position: int, item: object) -> str:
+    fault = _fault(item)
+    if fault is not None:
+        raise InvalidItem(position, fault)
+    try:
+        text = _with_room(_encode, item)
+    except (TypeError, ValueError) as error:  # NaN, Infinity, an integer of too many digits
+        raise InvalidItem(position, f"it is not JSON ({error})") from error
+    except RecursionError as error:
+        raise InvalidItem(position, "it is nested deeper than this interpreter allows") from error
+    if _SURROGATE_PAIR.search(text):
+        # As escapes the two would be read back as the one character they stand for.
+        raise InvalidItem(position, "it has a character as two surrogates: decode it as UTF-16")
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _fault(item: object) -> str | None:
-    """What keeps this item from being stored as JSON, or None."""
+    """What keeps this item from being stored as JSON, or None; a cycle is endless nesting."""
     if not isinstance(item, dict):
         return f"it is {type(item).__name__}, not a dict (a JSON object)"
     stack: list[tuple[Any, int]] = [(item, 1)]
@@ -40,46 +92,45 @@ def _fault(item: object) -> str | None:
         if depth > MAX_DEPTH:
             return f"it is nested deeper than {MAX_DEPTH}"
         if isinstance(value, dict):
-            for key, child in value.items():
+            for key in value:
                 if not isinstance(key, str):
-                    return f"its key {key!r} is {type(key).__name__}, not a string"
-                if isinstance(child, (dict, list, tuple)) or not isinstance(child, _SCALARS):
-                    stack.append((child, depth + 1))
-        elif isinstance(value, (list, tuple)):
-            for child in value:
-                if isinstance(child, (dict, list, tuple)) or not isinstance(child, _SCALARS):
-                    stack.append((child, depth + 1))
-        elif not isinstance(value, _SCALARS):
-            return f"it holds a {type(value).__name__}, which is not JSON"
+                    return f"one of its keys is {type(key).__name__}, not a string"
+            children = value.values()
+        else:
+            children = value
+        for child in children:
+            if isinstance(child, (dict, list, tuple)):
+                stack.append((child, depth + 1))
+            elif not isinstance(child, _SCALARS):
+                return f"it holds a {type(child).__name__}, which is not JSON"
     return None
 
 
-def encode_items(items: Sequence[object]) -> list[str]:
-    """Each item as the JSON text to store.
+def _with_room(work: Callable[[Any], T], value: Any) -> T:
+    """``work(value)``; in a fresh thread where this one's stack is too full for it.
 
-    Raises:
-        InvalidItem: naming the position of the first item that cannot be stored.
+    The C encoder and decoder count their nesting against the recursion limit, on top of the
+    frames that are there already.
     """
-    if isinstance(items, (str, bytes, dict)) or not isinstance(items, Sequence):
-        raise InvalidItem(0, f"items come in a list, not in {type(items).__name__}")
-    texts: list[str] = []
-    for position, item in enumerate(items):
-        fault = _fault(item)
-        if fault is not None:
-            raise InvalidItem(position, fault)
+    try:
+        return work(value)
+    except RecursionError:
+        pass
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def attempt() -> None:
         try:
-            text = json.dumps(item, allow_nan=False, ensure_ascii=False)
-            if not text.isascii():
-                try:
-                    text.encode()
-                except UnicodeEncodeError:  # a lone surrogate: written as an escape
-                    text = json.dumps(item, allow_nan=False, ensure_ascii=True)
-        except ValueError as error:
-            raise InvalidItem(position, f"it is not JSON ({error})") from error
-        except RecursionError as error:
-            raise InvalidItem(position, f"it is nested deeper than {MAX_DEPTH}") from error
-        texts.append(text)
-    return texts
+            outcome.append(work(value))
+        except (ValueError, TypeError, RecursionError) as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
 
 
 def decode_items(texts: Sequence[str]) -> tuple[list[Item | None], int]:
@@ -92,30 +143,49 @@ def decode_items(texts: Sequence[str]) -> tuple[list[Item | None], int]:
         return [], 0
     try:
         items = pydantic_core.from_json("[" + ",".join(texts) + "]")
-    except ValueError:
+    except (ValueError, TypeError):
         items = None
     if items is not None and len(items) == len(texts) and all(type(i) is dict for i in items):
         return items, 0
-    decoded: list[Item | None] = []
-    corrupt = 0
-    for text in texts:
-        try:
-            item = json.loads(text)
-        except (ValueError, RecursionError, TypeError):
-            item = None
-        if not isinstance(item, dict):
-            item = None
-            corrupt += 1
-        decoded.append(item)
-    return decoded, corrupt
+    decoded = [_decode_item(text) for text in texts]
+    return decoded, decoded.count(None)
 
 
-_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]*@")
+def _decode_item(text: object) -> Item | None:
+    try:
+        item = _with_room(json.loads, text)
+    except (ValueError, TypeError, RecursionError):
+        return None  # not JSON: the caller counts and reports it, the storage keeps it
+    return item if isinstance(item, dict) else None
+
+
+# --- what may be shown ---------------------------------------------------------------------
+
+_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)\S*@")
+_SECRET_OPTION = re.compile(
+    r"(?i)(?P<name>[?&][^=&\s]*(?:pass|pwd|secret|token|key)[^=&\s]*=)[^&\s]*"
+)
 
 
 def without_password(text: str) -> str:
-    """The text with the user name and password taken out of every URL in it."""
-    return _CREDENTIALS.sub(r"\g<scheme>***@", text)
+    """The text with names and passwords taken out of every URL in it, rather too much than less."""
+    return _SECRET_OPTION.sub(r"\g<name>***", _CREDENTIALS.sub(r"\g<scheme>***@", text))
+
+
+def split(items: Sequence[Item]) -> list[list[Item]]:
+    """The turns of a flat history: a user message that follows another kind of item begins one."""
+    turns: list[list[Item]] = []
+    after_user = False
+    for item in items:
+        is_user = item.get("role") == "user" and item.get("type", "message") == "message"
+        if not turns or (is_user and not after_user):
+            turns.append([])
+        turns[-1].append(item)
+        after_user = is_user
+    return turns
+
+
+# --- the six methods -----------------------------------------------------------------------
 
 
 class TurnMemory(SessionMemory):
@@ -149,31 +219,65 @@ class TurnMemory(SessionMemory):
     async def replace_history(
         self, session_id: str, turns: Sequence[Sequence[Item]], lease: Lease | None
     ) -> None:
-        """Put these turns in place of the history.
+        """Put these turns in place of the history; with no turns, an empty session exists.
 
         Without a lease the session is taken from whoever holds it. With one, the current turn
-        stays and all items become its own, under a run of their own.
+        stays and all items become its own, as its run 0, which no Runner run ever is.
         """
 
     @abstractmethod
     async def forget_session(self, session_id: str, lease: Lease | None) -> None:
-        """Remove the session; with a lease, all its items, and the current turn goes on."""
+        """Remove the session; with a lease, all but the current turn, which goes on empty."""
 
     def _held(self, session_id: str) -> HeldTurn | None:
         return held_turn(self.identity, session_id)
 
+    def _lease(self, session_id: str) -> Lease | None:
+        """The lease of the turn that this context holds on the session, or None."""
+        held = self._held(session_id)
+        return None if held is None else held.lease
+
     async def load_session(self, session_id: str) -> list[Item]:
-        """Return the whole history, oldest item first."""
+        """Return the whole history, oldest item first; an empty list for an unknown session."""
         return await self.load_items(check_session_id(session_id))
 
-    async def append_to_session(self, session_id: str, new_items: list[Item]) -> None:
-        """Add items: within the current turn of this session, else as a turn of their own."""
+    async def save_session(self, session_id: str, conversation_history: list[Item]) -> None:
+        """Replace the history by this one, split into turns.
+
+        Each user message that follows an item of another kind begins a turn. Within the current
+        turn of this session the whole history becomes that turn's. From outside, a turn that
+        runs there loses the session (TurnLost).
+
+        Raises:
+            InvalidSessionId, InvalidItem: nothing was changed.
+        """
         check_session_id(session_id)
+        encode_items(conversation_history)  # a fault is named by its position in the whole list
+        await self.replace_history(session_id, split(conversation_history), self._lease(session_id))
+
+    async def append_to_session(self, session_id: str, new_items: list[Item]) -> None:
+        """Add items: within the current turn of this session, else as a turn of their own.
+
+        Raises:
+            InvalidSessionId, InvalidItem: nothing was stored.
+            TurnLost: the current turn no longer holds the session.
+        """
+        check_session_id(session_id)
+        if isinstance(new_items, list) and not new_items:
+            return
         held = self._held(session_id)
         if held is not None and held.lease is not None:
             await self.append_items(held.lease, held.next_run(), 0, new_items)
         else:
             await self.append_turn(session_id, new_items)
+
+    async def clear_session(self, session_id: str) -> None:
+        """Forget the session; no error where there is none.
+
+        Within the current turn of this session that turn goes on with nothing stored. From
+        outside, a turn that runs there loses the session (TurnLost).
+        """
+        await self.forget_session(check_session_id(session_id), self._lease(session_id))
 
     @abstractmethod
     async def turns(
