@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pydantic_core
 
 from session_middleware.errors import InvalidItem
+from session_middleware.history import split
 from session_middleware.memory import (
     HeldTurn,
     Item,
@@ -170,19 +171,6 @@ _SECRET_OPTION = re.compile(
 def without_password(text: str) -> str:
     """The text with names and passwords taken out of every URL in it, rather too much than less."""
     return _SECRET_OPTION.sub(r"\g<name>***", _CREDENTIALS.sub(r"\g<scheme>***@", text))
-
-
-def split(items: Sequence[Item]) -> list[list[Item]]:
-    """The turns of a flat history: a user message that follows another kind of item begins one."""
-    turns: list[list[Item]] = []
-    after_user = False
-    for item in items:
-        is_user = item.get("role") == "user" and item.get("type", "message") == "message"
-        if not turns or (is_user and not after_user):
-            turns.append([])
-        turns[-1].append(item)
-        after_user = is_user
-    return turns
 
 
 # --- the six methods -----------------------------------------------------------------------
