@@ -1,15 +1,35 @@
-"""Histories as data: turns, windows, faults and their repair.
+"""Histories as data: turns, the windows that choose among them, and their repair.
 
-Pure functions on items. No I/O, no clock, no random values, nothing of the SDK.
+Pure functions on items. No I/O, no clock, no random values, nothing of the SDK at run time.
+What makes a history one that a provider accepts is in ``_repair`` and handed on from here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from session_middleware._repair import CALL_OUTPUTS
+from session_middleware.errors import InvalidOption
+
+__all__ = [
+    "LastItems",
+    "LastTurns",
+    "TokenBudget",
+    "Turn",
+    "Window",
+    "apply_windows",
+    "digest",
+    "holds_output",
+    "last_items",
+    "last_turns",
+    "split",
+    "token_budget",
+    "up_to_last_output",
+]
 
 
 @dataclass(slots=True)
@@ -27,15 +47,37 @@ class Turn:
     texts: list[str] | None = None
 
 
+Window: TypeAlias = Callable[[list[Turn]], list[Turn]]
+"""Takes turns, oldest first, and returns those that the model is to see, in the same order."""
+
+
+# --- windows -------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class LastTurns:
-    """The newest ``n`` turns; the cut moves in steps of ``step`` turn numbers."""
+    """The newest ``n`` turns; the cut moves in steps of ``step`` turn numbers.
+
+    With ``step`` greater than 1 the oldest turn that is kept stays the same for ``step`` turns,
+    so the prompt keeps its beginning and the provider's cache stays warm; up to ``step - 1``
+    turn numbers more than ``n`` are kept meanwhile.
+    """
 
     n: int
     step: int = 1
 
+    def __post_init__(self) -> None:
+        _whole_number("n", self.n, at_least=0, correct="last_turns(n=20)")
+        _whole_number("step", self.step, at_least=1, correct="last_turns(n=20, step=5)")
+
     def __call__(self, turns: list[Turn]) -> list[Turn]:
-        raise NotImplementedError
+        if self.n == 0:
+            return []
+        if len(turns) < self.n:
+            return list(turns)
+        newest = turns[-self.n].turn
+        cut = newest - newest % self.step
+        return [turn for turn in turns if turn.turn >= cut]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +86,182 @@ class LastItems:
 
     n: int
 
+    def __post_init__(self) -> None:
+        _whole_number("n", self.n, at_least=0, correct="last_items(n=100)")
+
     def __call__(self, turns: list[Turn]) -> list[Turn]:
-        raise NotImplementedError
+        return _newest_within(self.n, turns, lambda turn: len(turn.items))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBudget:
+    """Whole turns with at most ``n`` tokens together; never less than the newest turn; 0: none.
+
+    ``count`` takes one item and returns its tokens. Without it an item has a quarter of the
+    characters of its JSON text, rounded up: a rule of thumb for English, too few for others.
+    """
+
+    n: int
+    count: Callable[[dict[str, Any]], int] | None = None
+
+    def __post_init__(self) -> None:
+        _whole_number("n", self.n, at_least=0, correct="token_budget(n=8000)")
+        if self.count is not None and not callable(self.count):
+            raise InvalidOption(
+                f"count is {type(self.count).__name__}, which cannot be called: "
+                "pass a function from one item to its tokens, or leave it out"
+            )
+
+    def __call__(self, turns: list[Turn]) -> list[Turn]:
+        count = self.count or _estimated_tokens
+        return _newest_within(self.n, turns, lambda turn: sum(map(count, turn.items)))
+
+
+def last_turns(n: int, step: int = 1) -> LastTurns:
+    """A window on the newest ``n`` turns, whose cut moves in steps of ``step`` turn numbers.
+
+    Let t be the number of the n-th newest turn; the turns from the largest multiple of ``step``
+    that is not greater than t are kept. 0 turns is no history.
+
+    Raises:
+        InvalidOption: ``n`` is no whole number from 0, or ``step`` none from 1.
+    """
+    return LastTurns(n, step)
+
+
+def last_items(n: int) -> LastItems:
+    """A window on the newest whole turns that have at most ``n`` items together.
+
+    The newest turn is kept even if it alone has more; 0 items is no history.
+
+    Raises:
+        InvalidOption: ``n`` is no whole number from 0.
+    """
+    return LastItems(n)
+
+
+def token_budget(n: int, count: Callable[[dict[str, Any]], int] | None = None) -> TokenBudget:
+    """A window on the newest whole turns that have at most ``n`` tokens together.
+
+    The newest turn is kept even if it alone has more; 0 tokens is no history.
+
+    Args:
+        n: the budget, in tokens.
+        count: takes one item and returns its tokens; left out, the characters of its JSON text
+            divided by 4, rounded up.
+
+    Raises:
+        InvalidOption: ``n`` is no whole number from 0, or ``count`` cannot be called.
+    """
+    return TokenBudget(n, count)
+
+
+def apply_windows(turns: list[Turn], window: Window | Sequence[Window] | None) -> list[Turn]:
+    """Return what is left of ``turns`` after one window, or several one after the other.
+
+    Raises:
+        InvalidOption: a window cannot be called, or did not return a list of turns.
+    """
+    windows: Sequence[Window]
+    if window is None:
+        windows = ()
+    elif isinstance(window, Sequence):
+        windows = window
+    else:
+        windows = (window,)
+    for each in windows:
+        if not callable(each):
+            raise InvalidOption(
+                f"a window is a callable on a list of turns, not {type(each).__name__}: "
+                "pass one such as last_turns(20)"
+            )
+        turns = each(list(turns))
+        if not isinstance(turns, list) or not all(isinstance(turn, Turn) for turn in turns):
+            raise InvalidOption(
+                f"the window {each!r} did not return a list of Turn: "
+                "return those of the turns it was given that are to be kept"
+            )
+    return list(turns)
+
+
+def _newest_within(limit: int, turns: list[Turn], size: Callable[[Turn], int]) -> list[Turn]:
+    """The newest turns that fit into ``limit`` together, and always the newest; none for 0."""
+    if limit == 0 or not turns:
+        return []
+    left = limit - size(turns[-1])
+    first = len(turns) - 1
+    while first > 0 and (left := left - size(turns[first - 1])) >= 0:
+        first -= 1
+    return turns[first:]
+
+
+def _estimated_tokens(item: dict[str, Any]) -> int:
+    return -(-len(json.dumps(item, ensure_ascii=False, default=str)) // 4)
+
+
+def _whole_number(name: str, value: object, *, at_least: int, correct: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise InvalidOption(
+            f"{name} is {value!r}, but it is a whole number, {at_least} or more: "
+            f"write {correct}, for example"
+        )
+
+
+# --- flat histories ------------------------------------------------------------------------
 
 
 def digest(items: Iterable[Any]) -> str:
     """A stable SHA-256 of items: the same for the same JSON, whatever the order of keys."""
     text = json.dumps(list(items), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def split(items: Sequence[Any]) -> list[list[Any]]:
+    """Cut a flat history into turns: a user message that follows another kind of item begins one.
+
+    The turns joined together are ``items`` again, the same objects in the same order.
+    """
+    turns: list[list[Any]] = []
+    after_user = False
+    for item in items:
+        user = _is_user_message(item)
+        if not turns or (user and not after_user):
+            turns.append([])
+        turns[-1].append(item)
+        after_user = user
+    return turns
+
+
+def _is_user_message(item: object) -> bool:
+    return (
+        isinstance(item, dict)
+        and item.get("role") == "user"
+        and item.get("type", "message") in (None, "message")
+    )
+
+
+# --- what a run that did not complete left behind ------------------------------------------
+
+_TOOL_OUTPUTS = frozenset(CALL_OUTPUTS.values())
+
+
+def holds_output(items: Sequence[Any]) -> bool:
+    """Whether a tool has done its work in these items, so that starting over would repeat it."""
+    return any(map(_is_tool_output, items))
+
+
+def up_to_last_output(items: Sequence[Any]) -> int:
+    """How many leading items to keep to continue after the last tool output; 0 without any."""
+    for at in range(len(items) - 1, -1, -1):
+        if _is_tool_output(items[at]):
+            return at + 1
+    return 0
+
+
+def _is_tool_output(item: object) -> bool:
+    if not isinstance(item, dict):
+        return False
+    kind = item.get("type")
+    if kind == "mcp_call":  # a server did it, with whatever effect that has there
+        return item.get("output") is not None
+    return isinstance(kind, str) and kind in _TOOL_OUTPUTS
