@@ -1,0 +1,38 @@
+"""Many conversations at once, in one file, each with its own memory.
+
+The turns of one session follow each other, even when they are asked for at the same moment;
+turns of different sessions run side by side.
+
+    python examples/many_sessions.py
+"""
+
+import asyncio
+
+from agents import Agent, Runner
+from offline import model
+
+from session_middleware import SQLiteSessionMemory, with_session_memory
+
+agent = Agent(name="Assistant", model=model())
+
+
+async def main() -> None:
+    """Introduce a few people at once, then ask for their names at once."""
+    names = ["Alice", "Bob", "Carol", "Dave"]
+    async with SQLiteSessionMemory("many_sessions.db") as memory:
+        run = with_session_memory(Runner.run, memory=memory)
+
+        await asyncio.gather(
+            *(run(agent, f"My name is {name}.", session_id=f"user_{name}") for name in names)
+        )
+        answers = await asyncio.gather(
+            *(run(agent, "What's my name?", session_id=f"user_{name}") for name in names)
+        )
+
+        for name, result in zip(names, answers, strict=True):
+            print(f"user_{name}: {result.final_output}")
+        print("sessions:", ", ".join(sorted(await memory.list_sessions())))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
