@@ -1,0 +1,102 @@
+"""The instruments, made once per meter provider. No attribute here may be of high cardinality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Counter, Histogram, Meter, MeterProvider, UpDownCounter
+
+from session_middleware.telemetry import names
+
+# The SDK's default buckets begin at 5 s and would put every storage operation into the first.
+_TURN_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+_STORAGE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_ITEMS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+@cache
+def package_version() -> str:
+    """The version under which spans and metrics are emitted."""
+    try:
+        return version(names.DISTRIBUTION)
+    except PackageNotFoundError:  # the package lies on the path without being installed
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """The instruments of one meter provider."""
+
+    turn_duration: Histogram
+    turn_active: UpDownCounter
+    operation_duration: Histogram
+    lock_wait: Histogram
+    conflicts: Counter
+    history_items: Histogram
+    repairs: Counter
+    trims: Counter
+
+
+_made: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
+
+
+def instruments(provider: MeterProvider | None) -> Instruments:
+    """The instruments of this provider, or of the global one as it is now."""
+    provider = metrics.get_meter_provider() if provider is None else provider
+    # Kept, because a provider remembers every meter and instrument it is asked for.
+    made = _made.get(provider)
+    if made is None:
+        made = _made[provider] = _make(provider.get_meter(names.SCOPE, package_version()))
+    return made
+
+
+def _make(meter: Meter) -> Instruments:
+    return Instruments(
+        turn_duration=_histogram(
+            meter, names.TURN_DURATION, "s", "Duration of a turn.", _TURN_SECONDS
+        ),
+        turn_active=meter.create_up_down_counter(
+            names.TURN_ACTIVE, "{turn}", "Turns that are running or waiting for their session."
+        ),
+        operation_duration=_histogram(
+            meter,
+            names.OPERATION_DURATION,
+            "s",
+            "Duration of one operation on the memory.",
+            _STORAGE_SECONDS,
+        ),
+        lock_wait=_histogram(
+            meter,
+            names.LOCK_WAIT_DURATION,
+            "s",
+            "How long a turn waited for its session.",
+            _STORAGE_SECONDS,
+        ),
+        conflicts=meter.create_counter(
+            names.LOCK_CONFLICTS, "{conflict}", "Turns that found their session held by another."
+        ),
+        history_items=_histogram(
+            meter, names.HISTORY_ITEMS, "{item}", "Items of a history given to the model.", _ITEMS
+        ),
+        repairs=meter.create_counter(
+            names.HISTORY_REPAIRS, "{repair}", "Histories that were repaired on their way."
+        ),
+        trims=meter.create_counter(
+            names.HISTORY_TRIMS, "{trim}", "Histories of which a window left something out."
+        ),
+    )
+
+
+def _histogram(
+    meter: Any, name: str, unit: str, description: str, boundaries: Sequence[float]
+) -> Histogram:
+    histogram: Histogram = meter.create_histogram(
+        name, unit, description, explicit_bucket_boundaries_advisory=boundaries
+    )
+    return histogram

@@ -1,0 +1,171 @@
+"""The root span of a turn: where it hangs, what context it makes, how it and its children fail.
+
+Knows nothing of metrics, logs or a turn's course. What is asked of a provider may raise; the
+callers see to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.util.types import AttributeValue
+
+from session_middleware.errors import SessionMemoryError
+from session_middleware.telemetry import content, log, names, spans
+from session_middleware.telemetry.settings import Telemetry
+
+_TURN_KEY = create_key("session_middleware.turn")
+
+
+class RootSpan:
+    """One turn's root span, from ``start`` to ``end``; it may end in another thread or task.
+
+    Attributes:
+        suppressed: the context it was started in asks for no telemetry; then there is no span.
+        trace_id: its trace's id (hex), where there is a trace.
+    """
+
+    __slots__ = ("_emitted_id", "_recorded", "_session_id", "_settings", "_span", "suppressed",
+                 "trace_id")  # fmt: skip
+
+    def __init__(self, settings: Telemetry, session_id: str, emitted_id: str | None) -> None:
+        self._settings = settings
+        self._session_id = session_id
+        self._emitted_id = emitted_id
+        self._span: Span | None = None
+        self._recorded: list[BaseException] = []
+        self.suppressed = False
+        self.trace_id: str | None = None
+
+    @property
+    def recording(self) -> bool:
+        """Whether what is set on the span is kept."""
+        return self._span is not None and self._span.is_recording()
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Both keys of the session, for a span; none where the id must not be shown."""
+        if self._emitted_id is None:
+            return {}
+        return {names.SESSION_ID: self._emitted_id, names.CONVERSATION_ID: self._emitted_id}
+
+    def start(self, name: str, attributes: Mapping[str, AttributeValue]) -> None:
+        """Start the span under the one that is current here."""
+        self._span = self._new_span(name, get_current(), SpanKind.INTERNAL, attributes)
+        context = self._span.get_span_context()
+        if context.is_valid:
+            self.trace_id = trace.format_trace_id(context.trace_id)
+
+    def child(self, name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]) -> Span:
+        """Start a span under the current one, where that belongs to the turn, else under this."""
+        return self._new_span(name, self.context(), kind, attributes)
+
+    def context(self) -> Context:
+        """The current context with the turn in it; the very same one if it is there already."""
+        context = get_current()
+        if self.suppressed or context.get(_TURN_KEY) is self:
+            return context
+        if self._span is not None and self._span.get_span_context().is_valid:
+            context = trace.set_span_in_context(self._span, context)
+        if self._emitted_id is not None:
+            context = set_value(names.SESSION_ID, self._emitted_id, context)
+            if self._settings.baggage:
+                context = baggage.set_baggage(names.SESSION_ID, self._emitted_id, context)
+        return set_value(_TURN_KEY, self, context)
+
+    def attached(self) -> AbstractContextManager[None]:
+        """Make ``context()`` the current one for the extent of a block."""
+        return _Attached(self)
+
+    def set(self, attributes: Mapping[str, AttributeValue | None]) -> None:
+        """Set those attributes that have a value."""
+        if self._span is not None:
+            spans.set_attributes(self._span, attributes)
+
+    def add_event(self, name: str, attributes: Mapping[str, AttributeValue | None]) -> None:
+        """Add an event with those attributes that have a value."""
+        if self._span is not None and self._span.is_recording():
+            given = {key: value for key, value in attributes.items() if value is not None}
+            self._span.add_event(name, given)
+
+    def fail(self, span: Span, error: BaseException | None) -> None:
+        """Fail a span of the turn, and record the error on it unless another has it already."""
+        if not span.is_recording():
+            return
+        spans.fail(span, spans.error_type(error))
+        if error is None or any(
+            cause is known for cause in spans.causes(error) for known in self._recorded
+        ):
+            return
+        self._recorded.append(error)
+        spans.record(span, error, self._message(error))
+
+    def end(
+        self,
+        attributes: Mapping[str, AttributeValue | None],
+        *,
+        failed: bool = False,
+        error: BaseException | None = None,
+    ) -> None:
+        """End the span with these last attributes, and as failed if it is."""
+        if self._span is None:
+            return
+        try:
+            self.set(attributes)
+            if failed:
+                self.fail(self._span, error)
+        finally:
+            self._span.end()
+            self._recorded.clear()  # errors hold their frames, and through them much else
+
+    def _new_span(
+        self,
+        name: str,
+        context: Context,
+        kind: SpanKind,
+        attributes: Mapping[str, AttributeValue],
+    ) -> Span:
+        tracer = spans.tracer(self._settings.tracer_provider)
+        return tracer.start_span(name, context, kind, {**self.identity, **attributes})
+
+    def _message(self, error: BaseException) -> str | None:
+        """The error's text if it may be shown: our errors hold no content, others may."""
+        if not (isinstance(error, SessionMemoryError) or content.requested().span):
+            return None
+        text = str(error)
+        if self._emitted_id != self._session_id:
+            text = text.replace(self._session_id, self._emitted_id or "...")
+        return text
+
+
+class _Attached(AbstractContextManager[None]):
+    """A turn's context for the extent of a block; inside the turn's own context, nothing."""
+
+    __slots__ = ("_root", "_token")
+
+    def __init__(self, root: RootSpan) -> None:
+        self._root = root
+        self._token: Any = None
+
+    def __enter__(self) -> None:
+        try:
+            context = self._root.context()
+            if context is not get_current():
+                self._token = attach(context)
+        except Exception as error:
+            log.swallowed("attached", error)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._token is not None:
+            detach(self._token)
