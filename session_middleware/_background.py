@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from concurrent.futures import wait as futures_wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ EXIT_SECONDS = 5.0
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _exit_callbacks: list[Callable[[], Awaitable[None]]] = []
+_unfinished: set[Future[Any]] = set()
 
 
 def loop() -> asyncio.AbstractEventLoop:
@@ -44,8 +46,11 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start ``work`` on the background loop and return at once."""
-    return asyncio.run_coroutine_threadsafe(work, loop())
+    """Start ``work`` on the background loop and return at once; the exit waits for it."""
+    future = asyncio.run_coroutine_threadsafe(work, loop())
+    _unfinished.add(future)
+    future.add_done_callback(_unfinished.discard)
+    return future
 
 
 def wait(work: Coroutine[Any, Any, T]) -> T:
@@ -67,11 +72,13 @@ def at_exit(callback: Callable[[], Awaitable[None]]) -> None:
         _exit_callbacks.append(callback)
 
 
-async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work`` to its outcome whatever cancels the caller, then cancel the caller.
+async def settle(
+    work: Awaitable[T],
+) -> tuple[asyncio.Future[T], asyncio.CancelledError | None]:
+    """Await ``work`` to its outcome whatever cancels the caller meanwhile.
 
-    A write that has begun is never torn: its outcome is known before the cancellation goes on.
-    An error of the work is lost to a caller that was cancelled.
+    Returns the finished future and the cancellation that arrived, which the caller must raise
+    once it has done what the outcome asks for.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -80,16 +87,27 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait((task,))
         except asyncio.CancelledError as cancellation:
             cancelled = cancelled or cancellation
+    if not task.cancelled():
+        task.exception()  # looked at here, so that nobody warns of it later
+    return task, cancelled
+
+
+async def finish(work: Awaitable[T]) -> T:
+    """Await ``work`` to its outcome, then go on with the cancellation that arrived, if any.
+
+    A write that has begun is never torn: its outcome is known before the cancellation goes on.
+    An error of the work is lost to a caller that was cancelled.
+    """
+    task, cancelled = await settle(work)
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # retrieved, so that nobody warns of it
         raise cancelled
     return task.result()
 
 
 def _run_exit_callbacks() -> None:
-    if _loop is None or not _exit_callbacks:
+    if _loop is None:
         return
+    futures_wait(list(_unfinished), EXIT_SECONDS)
 
     async def run_all() -> None:
         await asyncio.wait_for(
@@ -107,6 +125,7 @@ def _forget_after_fork() -> None:
     global _loop, _lock
     _lock = threading.Lock()
     _loop = None
+    _unfinished.clear()
 
 
 atexit.register(_run_exit_callbacks)

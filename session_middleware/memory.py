@@ -77,8 +77,7 @@ def check_session_id(session_id: object) -> str:
         if category in ("Cc", "Cs"):
             kind = "a control character" if category == "Cc" else "a lone surrogate"
             raise InvalidSessionId(
-                f"the session id has {kind} (U+{ord(character):04X}) at position {index}: "
-                "remove it"
+                f"the session id has {kind} (U+{ord(character):04X}) at position {index}: remove it"
             )
     return session_id
 

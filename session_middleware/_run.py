@@ -1,0 +1,345 @@
+"""One Runner run inside a turn: the session the SDK is given, and the three ways to call it.
+
+The SDK does the merging, the persisting of each model turn, approvals and guardrails, all
+through its ``session=``. This module hands it one that belongs to exactly this run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator
+from typing import Any
+
+from session_middleware import _background, _sdk
+from session_middleware._options import Options
+from session_middleware._redaction import Redaction
+from session_middleware._sdk import RunCall
+from session_middleware._turn import LeftRun, Turn, joined_turn
+from session_middleware.errors import ConflictingMemory, MemoryUnavailable
+from session_middleware.history import digest, holds_output
+from session_middleware.hooks import SessionRunHooks
+from session_middleware.memory import Item, RunState
+
+
+def input_digest(call: RunCall) -> str:
+    """What two runs with the same new input have in common."""
+    return digest(_sdk.new_items(call.input))
+
+
+class Run:
+    """The SDK's ``Session`` for one run of a turn."""
+
+    session_settings: Any = None
+
+    def __init__(self, turn: Turn, call: RunCall) -> None:
+        server_state = call.server_state
+        if server_state is not None:
+            raise ConflictingMemory(
+                f"{server_state} leaves the history to the model's provider, a session keeps it "
+                "here: use one of the two"
+            )
+        turn.made_runs += 1
+        self.turn = turn
+        self.session_id = turn.session_id
+        self.call = call
+        self.resumes = _sdk.parked_identity(call.input) if call.resumes else None
+        self._digest = "" if call.resumes else input_digest(call)
+        self._number: int | None = None
+        self._left: LeftRun | None = None
+        self._position = 0
+        self._outputs = False
+        self._span: Any = None
+        self._redaction = Redaction(turn.options.redact)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run goes on from tool outputs that an earlier one left."""
+        return self._left is not None and self._left.has_outputs
+
+    # --- the SDK's Session -----------------------------------------------------------------
+
+    async def get_items(self, limit: int | None = None) -> list[Item]:
+        """The history for the model; for a resumed run the newest of its turn's own items."""
+        try:
+            number = await self._begin()
+            if self.turn.forgotten:
+                return []
+            if self.resumes is not None:
+                return await self.turn.load_own(limit)
+            return await self.turn.load(number, limit)
+        except MemoryUnavailable as error:
+            if not self.turn.forgets("load_failed", error):
+                raise
+            return []
+
+    async def add_items(self, items: list[Item]) -> None:
+        """Store what the SDK hands over, under this run."""
+        try:
+            number = await self._begin()
+            self.turn.traced(_sdk.trace_here())
+            kept = self._redaction.apply(items)
+            if not kept or self.turn.forgotten:
+                return
+            await self.turn.append(number, self._position, kept, self._digest)
+        except MemoryUnavailable as error:
+            if not self.turn.forgets("save_failed", error):
+                raise
+            return
+        self._position += len(kept)
+        self._outputs = self._outputs or holds_output(kept)
+
+    async def pop_item(self) -> Item | None:
+        """Remove and return the newest item of the session."""
+        await self._begin()
+        with self.turn.in_force(self):
+            return await self.turn.store.pop_item(self.session_id)
+
+    async def clear_session(self) -> None:
+        """Forget the session's items; the turn goes on."""
+        await self._begin()
+        memory = self.turn.options.memory
+        assert memory is not None  # noqa: S101 - a turn has one
+        with self.turn.in_force(self):
+            await memory.clear_session(self.session_id)
+
+    # --- its life --------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Take the session and see what this run goes on from, before the Runner is called."""
+        try:
+            await self._begin()
+        except MemoryUnavailable as error:
+            if not self.turn.forgets("load_failed", error):
+                raise
+        self._drop_input_if_continued()
+
+    def prepare_streamed(self) -> None:
+        """The same for a streamed run, which must be called before anything can be awaited."""
+        if self.turn.lease is not None and self.resumes is None:
+            self._claim()
+            self._drop_input_if_continued()
+        elif self.turn.idempotency_key is not None and self.resumes is None:
+            _sdk.drop_new_input(self.call, lambda: self.continues)
+
+    def _drop_input_if_continued(self) -> None:
+        if self.continues:
+            self.call.arguments["input"] = []
+
+    async def _begin(self) -> int:
+        """Take the session if that is still to be done, and get a number in the turn."""
+        turn = self.turn
+        await turn.take()
+        if self._number is None:
+            if self.resumes is not None:
+                await turn.resume(self.resumes)
+            else:
+                self._claim()
+            self._number = turn.next_run()
+            turn.starts(self._number)
+            if self._left is not None:
+                self._position = await turn.take_over(self._left, self._number)
+                self._outputs = self._position > 0
+        return self._number
+
+    def _claim(self) -> None:
+        if self._left is None and self._number is None:
+            self._left = self.turn.claim(self._digest)
+
+    def equip(self) -> None:
+        """Put session, hooks and trace correlation into the call's arguments."""
+        arguments = self.call.arguments
+        arguments["session"] = self
+        arguments["hooks"] = SessionRunHooks.around(arguments.get("hooks"))
+        turn = self.turn
+        self._span, mismatch = _sdk.correlate(self.call, turn.telemetry.trace_metadata())
+        if mismatch is not None:
+            turn.telemetry.event("outer_trace_group_mismatch")
+
+    def over(self, result: Any = None, error: BaseException | None = None, *, here: bool) -> None:
+        """The run is over; ``here``: in the context it was called in."""
+        if self._span is not None:
+            self._span.finish(reset_current=here)
+        state: RunState
+        outcome = None
+        if error is None:
+            outcome = _sdk.outcome_of(result)
+            state = "awaiting_approval" if outcome.parked is not None else "completed"
+        else:
+            state = "failed" if isinstance(error, Exception) else "cancelled"
+        left = None
+        if error is not None and self._number is not None and self._position > 0:
+            left = LeftRun(self._number, self._digest, self._outputs)
+        self.turn.stops(
+            self._number,
+            state,
+            left=left,
+            parked=outcome.parked if outcome else None,
+            agent=outcome.agent if outcome else None,
+            output=outcome.output_text if outcome else None,
+            usage=outcome.usage if outcome else None,
+        )
+
+
+# --- the three ways to call it -------------------------------------------------------------
+
+
+def turn_for(session_id: str, options: Options, call: RunCall, key: str | None) -> Turn:
+    """The turn a call is part of: the one in force if it is of that session, else a new one.
+
+    It is joined; one of the three functions below leaves it.
+    """
+    turn = joined_turn(session_id, options)
+    if turn is not None:
+        return turn
+    turn = Turn(
+        session_id,
+        options,
+        name=call.workflow_name,
+        idempotency_key=key,
+        input_digest=None if call.resumes else input_digest(call),
+        resume=_sdk.parked_identity(call.input) if call.resumes else None,
+        streaming=call.method == "run_streamed",
+    )
+    turn.join()
+    return turn
+
+
+def carry_out(turn: Turn, call: RunCall) -> Any:
+    """Make the call as part of a turn that was joined, in its method's own way."""
+    if call.method == "run":
+        return run(turn, call)
+    return stream(turn, call) if call.method == "run_streamed" else run_blocking(turn, call)
+
+
+async def run(turn: Turn, call: RunCall) -> Any:
+    """``Runner.run`` as part of a turn that was joined; leaves it."""
+    error: BaseException | None = None
+    try:
+        one = Run(turn, call)
+        with turn.in_force(one):
+            await one.prepare()
+            result: Any = None
+            one.equip()
+            try:
+                result = await call.go()
+            except BaseException as failure:
+                one.over(error=failure, here=True)
+                raise
+            one.over(result, here=True)
+        return result
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        await turn.leave(error)
+
+
+def run_blocking(turn: Turn, call: RunCall) -> Any:
+    """``Runner.run_sync`` as part of a turn that was joined; leaves it."""
+    error: BaseException | None = None
+    try:
+        one = Run(turn, call)
+        with turn.in_force(one):
+            _background.wait(one.prepare())
+            one.equip()
+            try:
+                result = call.go()
+            except BaseException as failure:
+                one.over(error=failure, here=True)
+                raise
+            one.over(result, here=True)
+        return result
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        turn.leave_blocking(error)
+
+
+def stream(turn: Turn, call: RunCall) -> Any:
+    """``Runner.run_streamed`` as part of a turn that was joined; its run loop leaves the turn.
+
+    The call is made in a copy of the context: its task inherits that one, and the consumer's
+    own stays as it was.
+    """
+    context = contextvars.copy_context()
+    try:
+        one = Run(turn, call)
+        result = context.run(_start_stream, one)
+    except BaseException as error:
+        turn.leave_soon(error)
+        raise
+    loop_task = result.run_loop_task
+    ending = _Ending(one, result, loop_task)
+    result.run_loop_task = asyncio.get_running_loop().create_task(
+        ending.await_run(), context=context
+    )
+    result.run_loop_task.add_done_callback(ending.was_never_started)
+    if turn.options.on_departure == "cancel":
+        _cancel_on_departure(result)
+    return result
+
+
+def _start_stream(one: Run) -> Any:
+    with one.turn.in_force(one):
+        one.prepare_streamed()
+        one.equip()
+        return one.call.go()
+
+
+class _Ending:
+    """What follows a streamed run: the end of its part in the turn, exactly once."""
+
+    def __init__(self, one: Run, result: Any, loop_task: asyncio.Task[Any]) -> None:
+        self.one = one
+        self.result = result
+        self.loop_task = loop_task
+        self.started = False
+
+    async def await_run(self) -> Any:
+        """Stand in for the run loop's task: its outcome, after the turn's end."""
+        self.started = True
+        error: BaseException | None = None
+        try:
+            return await self.loop_task
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            error = self._report(error)
+            await self.one.turn.leave(error)
+
+    def was_never_started(self, standing_in: asyncio.Task[Any]) -> None:
+        """A task that is cancelled before its first step never enters its coroutine."""
+        if self.started:
+            return
+        self.loop_task.cancel()
+        self.loop_task.add_done_callback(self._leave_late)
+
+    def _leave_late(self, loop_task: asyncio.Task[Any]) -> None:
+        self.one.turn.leave_soon(self._report(asyncio.CancelledError()))
+
+    def _report(self, error: BaseException | None) -> BaseException | None:
+        result = self.result
+        if error is None and result.final_output is None and not result.interruptions:
+            error = asyncio.CancelledError()  # cancelled after a turn: the loop ends in peace
+        self.one.over(result, error, here=False)
+        return error
+
+
+def _cancel_on_departure(result: Any) -> None:
+    """Cancel the run when its consumer leaves the stream before its end."""
+    events = result.stream_events
+
+    async def stream_events() -> AsyncIterator[Any]:
+        at_end = False
+        try:
+            async for event in events():
+                yield event
+            at_end = True
+        finally:
+            if not at_end:
+                result.cancel()
+
+    result.stream_events = stream_events

@@ -1,0 +1,326 @@
+"""The one place that touches the ``agents`` package.
+
+What we rely on of the SDK is named here and checked when the Runner is first intercepted; a
+release that changes it fails with a message that names the versions that work. Nothing here
+knows of stores, turns or telemetry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import wrapt
+from agents import ItemHelpers, RunConfig, RunHooks, Runner, RunState
+from agents import custom_span as sdk_span
+from agents import get_current_trace as current_trace
+
+from session_middleware.errors import SessionMemoryError
+from session_middleware.history import digest
+
+__all__ = [
+    "RUNNER_METHODS",
+    "Outcome",
+    "RunCall",
+    "RunHooks",
+    "Runner",
+    "bind",
+    "correlate",
+    "drop_new_input",
+    "find_state",
+    "new_items",
+    "outcome_of",
+    "parked_identity",
+    "patch",
+    "patched",
+    "runner_method",
+    "trace_here",
+    "unpatch",
+]
+
+RUNNER_METHODS: Final = ("run", "run_sync", "run_streamed")
+SUPPORTED: Final = "openai-agents 0.24 or newer"
+
+_USED = ("starting_agent", "input", "hooks", "run_config", "session")
+_SERVER_STATE = ("conversation_id", "previous_response_id", "auto_previous_response_id")
+
+_originals: dict[str, Any] = {}
+_patching = threading.Lock()
+
+
+# --- interception --------------------------------------------------------------------------
+
+
+def _check_signatures() -> None:
+    for name in RUNNER_METHODS:
+        method = inspect.getattr_static(Runner, name, None)
+        if not isinstance(method, classmethod):
+            missing = "is no classmethod"
+        else:
+            parameters = inspect.signature(method.__func__).parameters
+            lacking = [used for used in (*_USED, *_SERVER_STATE) if used not in parameters]
+            missing = f"has no parameter {', '.join(lacking)}" if lacking else ""
+        if missing:
+            raise SessionMemoryError(
+                f"this openai-agents ({version('openai-agents')}) is not one that sessions can be "
+                f"put around: Runner.{name} {missing}. Install {SUPPORTED} with which this "
+                "version of session-middleware was tested, or a newer session-middleware."
+            )
+
+
+def patched() -> bool:
+    """Whether Runner's methods are intercepted."""
+    return bool(_originals)
+
+
+def patch(around: Callable[[str], Callable[..., Any]]) -> None:
+    """Wrap Runner's three methods in place, once.
+
+    ``around(name)`` gives the wrapt wrapper for a method.
+
+    Raises:
+        SessionMemoryError: the SDK's methods are not as we know them; nothing was changed.
+    """
+    with _patching:
+        if _originals:
+            return
+        _check_signatures()
+        for name in RUNNER_METHODS:
+            _originals[name] = inspect.getattr_static(Runner, name)
+            wrapt.wrap_function_wrapper(Runner, name, around(name))
+
+
+def unpatch() -> None:
+    """Put Runner's methods back as they were."""
+    with _patching:
+        for name, original in _originals.items():
+            setattr(Runner, name, original)
+        _originals.clear()
+
+
+def runner_method(function: object) -> str | None:
+    """Which of Runner's methods this is, bound earlier or wrapped by us; else None."""
+    name = getattr(function, "__name__", None)
+    owner = getattr(function, "__self__", None)
+    if name in RUNNER_METHODS and isinstance(owner, type) and issubclass(owner, Runner):
+        return str(name)
+    return None
+
+
+# --- one call of the Runner ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class RunCall:
+    """One call of a Runner method: which one, what does it, and its arguments by name."""
+
+    method: str
+    proceed: Callable[..., Any]
+    arguments: dict[str, Any]
+
+    @property
+    def input(self) -> Any:
+        return self.arguments.get("input")
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the input is the state of an interrupted run."""
+        return isinstance(self.input, RunState)
+
+    @property
+    def server_state(self) -> str | None:
+        """The argument that leaves the history to the provider, if one is given."""
+        return next((name for name in _SERVER_STATE if self.arguments.get(name)), None)
+
+    @property
+    def workflow_name(self) -> str:
+        config = self.arguments.get("run_config")
+        name = (
+            config.get("workflow_name")
+            if isinstance(config, dict)
+            else getattr(config, "workflow_name", None)
+        )
+        return str(name or RunConfig.workflow_name)
+
+    def go(self) -> Any:
+        """Make the call."""
+        return self.proceed(**self.arguments)
+
+
+def bind(method: str, proceed: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> RunCall:
+    """Name a call's arguments.
+
+    Raises:
+        TypeError: the SDK's own, for arguments it does not take.
+    """
+    arguments = dict(_signature(proceed).bind(*args, **kwargs).arguments)
+    return RunCall(method, proceed, arguments)
+
+
+_signatures: dict[Any, inspect.Signature] = {}
+
+
+def _signature(method: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a bound method, worked out once for its function."""
+    function = getattr(method, "__func__", method)
+    signature = _signatures.get(function)
+    if signature is None:
+        signature = _signatures[function] = inspect.signature(method)
+    return signature
+
+
+def new_items(value: Any) -> Sequence[Any]:
+    """The items of a run's new input."""
+    return value if isinstance(value, list) else ItemHelpers.input_to_new_input_list(value)
+
+
+def find_state(values: Iterable[Any]) -> RunState[Any, Any] | None:
+    """The first state of an interrupted run among these values."""
+    return next((value for value in values if isinstance(value, RunState)), None)
+
+
+def drop_new_input(call: RunCall, dropped: Callable[[], bool]) -> None:
+    """Let the run leave out its new input if ``dropped()`` says so when the history is loaded.
+
+    For a streamed run, whose input must be handed over before anything can be awaited.
+    """
+    config = call.arguments.get("run_config")
+    given = (
+        config.get("session_input_callback")
+        if isinstance(config, dict)
+        else getattr(config, "session_input_callback", None)
+    )
+
+    async def merge(history: list[Any], new: list[Any]) -> list[Any]:
+        if dropped():
+            return history
+        if given is None:
+            return history + new
+        merged = given(history, new)
+        return list(await merged if inspect.isawaitable(merged) else merged)
+
+    call.arguments["run_config"] = _changed(config, session_input_callback=merge)
+
+
+# --- tracing -------------------------------------------------------------------------------
+
+
+def _changed(config: Any, **changes: Any) -> Any:
+    """The run config with changes; a dict or none stays a dict.
+
+    Making an object of them would change who closes the model provider.
+    """
+    if config is None or isinstance(config, dict):
+        return {**(config or {}), **changes}
+    return dataclasses.replace(config, **changes)
+
+
+def trace_here() -> tuple[str, str | None] | None:
+    """``(trace id, group id)`` of the SDK trace that is active here."""
+    trace = current_trace()
+    exported = trace.export() if trace is not None else None
+    if not exported:
+        return None
+    return str(exported.get("id")), exported.get("group_id")
+
+
+def correlate(call: RunCall, metadata: dict[str, str]) -> tuple[Any, str | None]:
+    """Tie a run that is about to be called to its session in the SDK's traces.
+
+    No trace active and no group id given: the session id becomes the group id, and the trace's
+    metadata has it. A group id of the user's stays. Inside a trace that is active already,
+    which must be neither nested nor changed, a span carries the session id.
+
+    Returns:
+        That span, started and current, to be finished when the run is over (None without an
+        outer trace), and the outer trace's group id where it is another than the session's.
+    """
+    session_id = metadata["session_id"]
+    outer = trace_here()
+    if outer is not None:
+        span = sdk_span("session", data=dict(metadata))
+        span.start(mark_as_current=True)
+        return span, outer[1] if outer[1] != session_id else None
+    if not call.resumes:  # a resumed run goes on in its own trace, unchanged
+        config = call.arguments.get("run_config")
+        given = config.get if isinstance(config, dict) else lambda name: getattr(config, name, None)
+        call.arguments["run_config"] = _changed(
+            config,
+            group_id=given("group_id") or session_id,
+            trace_metadata={**metadata, **(given("trace_metadata") or {})},
+        )
+    return None, None
+
+
+# --- what came of a run --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run says of itself."""
+
+    agent: str | None
+    output_text: str | None
+    usage: dict[str, int] | None
+    parked: str | None
+
+
+def outcome_of(result: Any) -> Outcome:
+    """Read a RunResult or a finished RunResultStreaming."""
+    usage = result.context_wrapper.usage
+    output = result.final_output
+    return Outcome(
+        agent=getattr(result.last_agent, "name", None),
+        output_text=None
+        if output is None
+        else output
+        if isinstance(output, str)
+        else _text(output),
+        usage={
+            "requests": usage.requests,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+        parked=parked_identity(result.to_state()) if result.interruptions else None,
+    )
+
+
+def _text(output: Any) -> str:
+    dump = getattr(output, "model_dump_json", None)
+    if callable(dump):
+        return str(dump())
+    try:
+        return json.dumps(output, default=str, ensure_ascii=False)
+    except (TypeError, ValueError):
+        return str(output)
+
+
+def parked_identity(state: RunState[Any, Any]) -> str:
+    """The name under which a run waits for approval.
+
+    The same for the state of a result, a copy of it, and one that was stored and read again.
+    It is made of the SDK trace's id, or of the original input where tracing is off, and of the
+    calls that wait: several runs may wait in one trace, and a run may wait more than once.
+    """
+    calls = [
+        raw if isinstance(raw, dict) else raw.model_dump(exclude_none=True)
+        for raw in (item.raw_item for item in state.get_interruptions())
+    ]
+    pending = sorted(digest([_identifying(call)]) for call in calls)
+    try:
+        stored = state.to_json(context_serializer=lambda _: {})
+    except Exception:  # a state the SDK cannot serialise is still known by its calls
+        return digest(pending)
+    trace = (stored.get("trace") or {}).get("id")
+    return digest([trace or stored.get("original_input"), pending])
+
+
+def _identifying(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: call.get(name) for name in ("type", "call_id", "id", "name", "arguments")}
