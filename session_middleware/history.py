@@ -12,23 +12,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from session_middleware._repair import CALL_OUTPUTS
+from session_middleware._repair import CALL_OUTPUTS, Fault, Receipt, check, repair
 from session_middleware.errors import InvalidOption
 
 __all__ = [
-    "LastItems",
-    "LastTurns",
-    "TokenBudget",
     "Turn",
     "Window",
-    "apply_windows",
-    "digest",
-    "holds_output",
-    "last_items",
+    "LastTurns",
+    "LastItems",
+    "TokenBudget",
     "last_turns",
-    "split",
+    "last_items",
     "token_budget",
+    "apply_windows",
+    "Fault",
+    "Receipt",
+    "check",
+    "repair",
+    "split",
+    "holds_output",
     "up_to_last_output",
+    "digest",
 ]
 
 
