@@ -83,7 +83,7 @@ class Fault:
             - dangling_reasoning: nothing that a model made follows it; it is dropped.
             - repeated_call_id: an earlier call of this type has the same id; all calls with it,
               and their outputs, get distinct ones.
-            - repeated_id: an earlier item of this type has the same id; it gets another.
+            - repeated_id: an earlier item of this type has the same ``id``; it loses it.
     """
 
     position: int
@@ -98,6 +98,10 @@ class Receipt:
 
     def __bool__(self) -> bool:
         return bool(self.counts)
+
+    def __str__(self) -> str:
+        """The counts in words that carry nothing of a content: ``orphan_output: 2``."""
+        return ", ".join(f"{kind}: {count}" for kind, count in sorted(self.counts.items()))
 
 
 def check(items: Iterable[object]) -> list[Fault]:
@@ -196,12 +200,29 @@ def _is_plainly_good(items: list[Any]) -> TypeGuard[list[_Item]]:
             reasoning = False
         else:
             reasoning = False
-        item_id = item.get("id")
-        if isinstance(item_id, str) and item_id != PLACEHOLDER_ID:
+        item_id = _own_id(item)
+        if item_id is not None:
             if item_id in ids:
                 return False
             ids.add(item_id)
     return not reasoning
+
+
+def _own_id(item: _Item) -> str | None:
+    """The item's ``id`` where no other item of its type may have the same.
+
+    The SDK takes two such items for one, and the Responses API refuses them. The SDK tells
+    messages apart whatever their ids, and some providers give all of them the same, so of
+    those only the ids of the Responses API itself count. A reference means an item by its id,
+    and the id of an approval request is what ties a pair.
+    """
+    item_id = item.get("id")
+    if not isinstance(item_id, str) or item_id == PLACEHOLDER_ID:
+        return None
+    kind = item.get("type")
+    if kind is None or kind == "message":
+        return item_id if "role" in item and item_id.startswith("msg_") else None
+    return None if kind in ("item_reference", "mcp_approval_request") else item_id
 
 
 class _Answer(NamedTuple):
@@ -390,34 +411,26 @@ def _with_caller_of(call: _Item, output: _Item) -> _Item:
 
 
 def _distinct_ids(entries: list[_Entry], faults: list[Fault]) -> list[_Entry]:
-    seen: set[tuple[str, str]] = set()
-    fresh: _FreshIds | None = None
+    seen: set[tuple[object, str]] = set()
     distinct: list[_Entry] = []
     for entry in entries:
         position, item = entry
-        item_id = item.get("id")
-        kind = item.get("type") or "message"
-        # A reference means an item by its id, and the id of an approval request ties a pair.
-        if (
-            isinstance(item_id, str)
-            and item_id != PLACEHOLDER_ID
-            and kind not in ("item_reference", "mcp_approval_request")
-        ):
-            if (kind, item_id) in seen:
+        item_id = _own_id(item)
+        if item_id is not None:
+            own = item.get("type") or "message", item_id
+            if own in seen:
                 faults.append(Fault(position, "repeated_id"))
-                fresh = fresh or _FreshIds(entries)
-                entry = position, item | {"id": fresh.like(item_id)}
-            seen.add((kind, item_id))
+                entry = position, {name: item[name] for name in item if name != "id"}
+            seen.add(own)
         distinct.append(entry)
     return distinct
 
 
 class _FreshIds:
-    """Ids that a history does not have yet: an old one with a number."""
+    """Call ids that a history does not have yet: an old one with a number."""
 
     def __init__(self, entries: list[_Entry]) -> None:
-        fields = ("id", "call_id", "approval_request_id")
-        values = (item.get(name) for _, item in entries for name in fields)
+        values = (item.get(name) for _, item in entries for name in ("id", "call_id"))
         self._taken = {value for value in values if isinstance(value, str)}
         self._numbers = Counter[str]()
 

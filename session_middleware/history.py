@@ -33,6 +33,8 @@ __all__ = [
     "holds_output",
     "up_to_last_output",
     "digest",
+    "digest_of_texts",
+    "text_of",
 ]
 
 
@@ -200,7 +202,7 @@ def _newest_within(limit: int, turns: list[Turn], size: Callable[[Turn], int]) -
 
 
 def _estimated_tokens(item: dict[str, Any]) -> int:
-    return -(-len(json.dumps(item, ensure_ascii=False, default=str)) // 4)
+    return -(-len(text_of(item)) // 4)
 
 
 def _whole_number(name: str, value: object, *, at_least: int, correct: str) -> None:
@@ -218,6 +220,25 @@ def digest(items: Iterable[Any]) -> str:
     """A stable SHA-256 of items: the same for the same JSON, whatever the order of keys."""
     text = json.dumps(list(items), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def text_of(item: dict[str, Any]) -> str:
+    """The JSON text of an item as it would be stored; what is no JSON is written as its str()."""
+    text = json.dumps(item, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate: written as an escape
+        return json.dumps(item, default=str)
+    return text
+
+
+def digest_of_texts(texts: Iterable[str]) -> str:
+    """The SHA-256 of items by their JSON texts: cheaper than ``digest``, but key order counts."""
+    hashed = hashlib.sha256()
+    for text in texts:
+        hashed.update(text.encode())
+        hashed.update(b"\n")  # no JSON text of one item has a line break in it
+    return hashed.hexdigest()
 
 
 def split(items: Sequence[Any]) -> list[list[Any]]:
