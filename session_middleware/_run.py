@@ -103,6 +103,15 @@ class Run:
         with self.turn.in_force(self):
             await memory.clear_session(self.session_id)
 
+    async def gate(self) -> None:
+        """Hold a resumed run back until it has its turn, before any tool or model is called.
+
+        A streamed run is under way before anything can be awaited, and a resumed one loads no
+        history: without this, a state that was resumed before would run its tools again.
+        """
+        if self.resumes is not None and self._number is None:
+            await self.prepare()
+
     # --- its life --------------------------------------------------------------------------
 
     async def prepare(self) -> None:

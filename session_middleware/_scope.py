@@ -22,6 +22,14 @@ class ScopedTurn(Protocol):
     def number(self) -> int | None: ...
 
 
+class ScopedRun(Protocol):
+    """The run of a scope."""
+
+    async def gate(self) -> None:
+        """Let the run go on once it has its session; raises where it must not."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """A session in force.
@@ -33,7 +41,7 @@ class Scope:
     """
 
     turn: ScopedTurn
-    run: object | None = None
+    run: ScopedRun | None = None
 
 
 _scope: ContextVar[Scope | None] = ContextVar("session_middleware.scope", default=None)

@@ -20,7 +20,7 @@ from typing import Any
 
 from session_middleware import _background, _line, history
 from session_middleware._options import Options
-from session_middleware._scope import Scope, current_scope, in_force
+from session_middleware._scope import Scope, ScopedRun, current_scope, in_force
 from session_middleware.errors import (
     ConflictingMemory,
     IdempotencyConflict,
@@ -118,13 +118,6 @@ class Turn:
         self._usage: dict[int, dict[str, int]] = {}
         self._traces: dict[str, None] = {}
         self._digest: str | None = None
-        if (idempotency_key or resume) and not getattr(self.store, "keeps_records", True):
-            if idempotency_key:
-                raise ConflictingMemory(
-                    "an idempotency_key needs a memory that keeps turns; this one has only the "
-                    "six methods of SessionMemory. Implement SupportsTurns, or leave it out."
-                )
-            self._resume = None
 
     # --- who is part of it -----------------------------------------------------------------
 
@@ -163,7 +156,7 @@ class Turn:
         return True
 
     @contextmanager
-    def in_force(self, run: object | None = None) -> Iterator[None]:
+    def in_force(self, run: ScopedRun | None = None) -> Iterator[None]:
         """Put the turn in force for this block: as the scope, for the memory, and for tracing."""
         with in_force(Scope(self, run)), holding(self), self.telemetry.attached():
             yield
@@ -325,8 +318,6 @@ class Turn:
         taken = self._taken
         if taken is None or self._resume == identity:
             return taken is not None and taken.resumed
-        if not getattr(self.store, "keeps_records", True):
-            return False
         with self._lock:
             if self._running:
                 raise ConflictingMemory(
@@ -401,6 +392,12 @@ class Turn:
             self._agent = agent or self._agent
             if state == "completed":
                 self._output = output
+
+    async def run_is_over(self, run: int | None) -> None:
+        """Tell a memory that makes runs wait for each other that this one stores no more."""
+        end_run = getattr(self.store, "end_run", None)
+        if end_run is not None and run is not None and self.lease is not None and not self._over:
+            await end_run(self.lease, run)
 
     def traced(self, trace: tuple[str, str | None] | None) -> None:
         """A run belongs to that SDK trace."""

@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from session_middleware import _sdk
+from session_middleware._scope import current_scope
 from session_middleware._turn import turn_here
 
 _log = logging.getLogger("session_middleware")
@@ -40,6 +41,7 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
         return cls(hooks)
 
     async def on_agent_start(self, context: Any, agent: Any) -> None:
+        await _gate()
         await self._user("on_agent_start", context, agent)
         self._report("agent", name=getattr(agent, "name", None))
 
@@ -49,6 +51,7 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
     async def on_llm_start(
         self, context: Any, agent: Any, system_prompt: Any, input_items: Any
     ) -> None:
+        await _gate()
         await self._user("on_llm_start", context, agent, system_prompt, input_items)
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
@@ -61,6 +64,7 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
         )
 
     async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:
+        await _gate()
         await self._user("on_tool_start", context, agent, tool)
 
     async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
@@ -85,3 +89,10 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
                 turn.telemetry.reported(kind, **fields)
         except Exception:
             _log.debug("a session hook failed", exc_info=True)
+
+
+async def _gate() -> None:
+    """A run that must not go on is stopped here, as any hook can stop one."""
+    scope = current_scope()
+    if scope is not None and scope.run is not None:
+        await scope.run.gate()
