@@ -179,6 +179,9 @@ def without_password(text: str) -> str:
 class TurnMemory(SessionMemory):
     """A memory with turns: the six methods of the interface, over the store's primitives."""
 
+    closed: bool = False
+    """Whether ``cleanup`` was called; a store sets it, and raises MemoryClosed from then on."""
+
     @property
     @abstractmethod
     def identity(self) -> Hashable: ...

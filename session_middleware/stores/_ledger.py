@@ -319,13 +319,34 @@ class Ledger:
 
     # --- writing without one ---------------------------------------------------------------
 
-    def pop(self, session_id: str) -> str | None:
+    def pop(self, session_id: str, *, run: int | None = None) -> str | None:
+        """Remove the newest text of the session, or the newest of the newest run so numbered."""
         for turn in self._newest_first(session_id):
-            for run in sorted(turn.runs, reverse=True):
-                items = turn.runs[run].items
-                if items:
+            for number in sorted(turn.runs, reverse=True):
+                items = turn.runs[number].items
+                if items and run in (None, number):
                     return items.pop(max(items))
         return None
+
+    def take_back(self, lease: Lease, run: int, positions: range) -> None:
+        """Undo an append that came to nothing, whoever holds the session by now."""
+        session = self._sessions.get(lease.session_id)
+        turn = session.turns.get(lease.turn) if session is not None else None
+        stored = turn.runs.get(run) if turn is not None else None
+        if stored is not None:
+            for position in positions:
+                stored.items.pop(position, None)
+
+    def keep_newest(self, session_id: str, count: int) -> None:
+        """Forget all but the newest turns of a session, and what was parked in the others."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        for number in list(session.turns)[:-count]:
+            del session.turns[number]
+        for identity, (number, _) in list(session.parked.items()):
+            if number not in session.turns:
+                self._unpark(session_id, session, identity)
 
     def release(self, session_id: str) -> bool:
         session = self._sessions.get(session_id)
@@ -334,6 +355,14 @@ class Ledger:
         session.turns[session.leased].finish("abandoned", datetime.now(UTC))
         session.token = None
         return True
+
+    def knows(self, session_id: str) -> bool:
+        """Whether there is anything of the session, a turn at least."""
+        return session_id in self._sessions
+
+    def holder(self, session_id: str) -> int:
+        """The number of the turn that holds the session, or held it last."""
+        return self._sessions[session_id].leased
 
     def is_held(self) -> bool:
         """Whether any session is held."""
@@ -367,18 +396,21 @@ class Ledger:
         session = self._sessions.pop(session_id, None)
         if session is None:
             return
-        for identity in session.parked:
-            places = self._parked_in[identity]
-            places.remove(session_id)
-            if not places:
-                del self._parked_in[identity]
+        for identity in list(session.parked):
+            self._unpark(session_id, session, identity)
         if current is not None:
             for run in current.runs.values():
                 run.items = {}
             self._sessions[session_id] = session
             session.turns = {current.number: current}
-            session.parked = {}
             session.stored = False
+
+    def _unpark(self, session_id: str, session: _Session, identity: str) -> None:
+        del session.parked[identity]
+        places = self._parked_in[identity]
+        places.remove(session_id)
+        if not places:
+            del self._parked_in[identity]
 
 
 def _is_cut(

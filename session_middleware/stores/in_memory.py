@@ -50,14 +50,13 @@ class InMemorySessionMemory(TurnMemory):
     def __init__(self) -> None:
         self._ledger = Ledger()
         self._changed = threading.Condition()
-        self._closed = False
         _memories.add(self)
 
     @contextmanager
     def _open(self) -> Iterator[Ledger]:
         """The ledger, for one thread at a time; never held across an await."""
         with self._changed:
-            if self._closed:
+            if self.closed:
                 raise MemoryClosed("this memory was cleaned up: make a new InMemorySessionMemory")
             yield self._ledger
 
@@ -204,7 +203,7 @@ class InMemorySessionMemory(TurnMemory):
         if drain:
             await asyncio.to_thread(self._wait_for_turns, drain)
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._ledger = Ledger()
 
     def _wait_for_turns(self, seconds: float) -> None:

@@ -1,0 +1,407 @@
+"""Turns for a memory that has only the six methods of ``SessionMemory``, within one process.
+
+Who holds a session, what each run stored and how turns ended is kept here; the items themselves
+live in the memory and nowhere else. Other processes that use the same storage are not seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from collections.abc import Callable, Collection, Coroutine, Hashable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from session_middleware import _background
+from session_middleware.errors import (
+    ConflictingMemory,
+    MemoryUnavailable,
+    SessionBusy,
+    SessionMemoryError,
+)
+from session_middleware.history import LastItems, LastTurns, Turn, split
+from session_middleware.memory import (
+    Item,
+    Lease,
+    Loaded,
+    SessionMemory,
+    Taken,
+    TakeTurn,
+    TurnEnd,
+    TurnRecord,
+    check_session_id,
+    held_turn,
+)
+from session_middleware.stores._base import decode_items, encode_items
+from session_middleware.stores._flow import Flow, books_of, places
+
+KEPT_TURNS = 20
+KEPT_SESSIONS = 1_000
+
+
+class FlatTurns:
+    """``SupportsTurns`` for one memory object that has only the six methods.
+
+    Turns are kept apart among all tasks, threads and event loops of this process. Runs of one
+    turn that happen at once do not mix: the first one that stores something goes through to the
+    memory, the items of the others wait here until ``end_run`` or ``end_turn`` says that it is
+    over. An item that waits is part of what ``load_turns`` and ``load_items`` return, is not yet
+    seen by the memory's own ``load_session``, and is lost if the process dies.
+
+    Records, and parked runs that may be resumed, are those of this process: the newest 20 turns
+    of a session, for the 1,000 sessions used last. Clearing or saving a session directly on the
+    memory does not end the turn that runs there; ``release`` does.
+
+    Idempotency keys and discarding need a memory that implements ``SupportsTurns``.
+
+    Args:
+        memory: the memory to serve. All ``FlatTurns`` of one object are one.
+    """
+
+    backend = "custom"
+    networked = False
+    lease_seconds = math.inf
+
+    def __init__(self, memory: SessionMemory) -> None:
+        self._memory = memory
+        self._books = books_of(memory)
+
+    @classmethod
+    def of(cls, memory: SessionMemory) -> FlatTurns:
+        """The turns of this memory object."""
+        return cls(memory)
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for all ``FlatTurns`` of one memory object."""
+        return self._books
+
+    async def take_turn(self, request: TakeTurn) -> Taken:
+        """Take the session within this process, or say why not; never wait.
+
+        Raises:
+            ConflictingMemory: the request has an idempotency key.
+        """
+        session_id = check_session_id(request.session_id)
+        if request.idempotency_key is not None:
+            raise self._unable("an idempotency key")
+        first = 1
+        if not self._books.ledger.knows(session_id):
+            first += len(split((await self._history(session_id))[0]))
+        with self._books.lock:
+            if session_id in self._books.writes:
+                raise SessionBusy(
+                    f"the last write of session {session_id!r} is not over: try again"
+                )
+            taken = self._books.ledger.take(request, first=first)
+            self._books.flows[session_id] = Flow()
+            self._books.idle.pop(session_id, None)
+        return taken
+
+    async def load_turns(
+        self,
+        session_id: str,
+        *,
+        newest: LastTurns | LastItems | None = None,
+        hide: tuple[int, Collection[int]] | None = None,
+        texts: bool = False,
+    ) -> Loaded:
+        """Read the history, split into turns, oldest first; the current turn is the last.
+
+        Older turns are numbered by their place in the history.
+        """
+        history, corrupt = await self._history(session_id)
+        hidden: Collection[int] = hide[1] if hide is not None else ()
+        current: list[Item] = []
+        number = 0
+        with self._books.lock:
+            flow = self._books.flows.get(session_id)
+            if flow is not None:
+                number = self._books.ledger.holder(session_id)
+                if hide is not None and hide[0] != number:
+                    hidden = ()
+                at = places(flow.stored, history)
+                start = len(history) - len(flow.stored)
+                if at == list(range(start, len(history))):
+                    history, own = history[:start], flow.stored
+                    current.extend(item for run, item in own if run not in hidden)
+                else:  # somebody else wrote: what is to be hidden is left out where it lies
+                    gone = {
+                        place
+                        for place, (run, _) in zip(at, flow.stored, strict=True)
+                        if run in hidden
+                    }
+                    history = [item for place, item in enumerate(history) if place not in gone]
+                for run, items in flow.waiting.items():
+                    if run not in hidden:
+                        current.extend(items)
+        turns = [Turn(place, items) for place, items in enumerate(split(history), start=1)]
+        if current:
+            turns.append(Turn(max(number, len(turns) + 1), current))
+        kept = turns if newest is None else newest(turns)
+        if texts:
+            for turn in kept:
+                turn.texts = [_text(item) for item in turn.items]
+        return Loaded(kept, complete=len(kept) == len(turns), corrupt=corrupt)
+
+    async def load_items(
+        self, session_id: str, *, turn: int | None = None, limit: int | None = None
+    ) -> list[Item]:
+        """Read raw items, oldest first; of one turn, as far as this process remembers it."""
+        if turn is not None:
+            with self._books.lock:
+                texts = self._books.ledger.texts(session_id, turn=turn, limit=limit)
+            return _decoded(texts)
+        items, _ = await self._history(session_id)
+        with self._books.lock:
+            flow = self._books.flows.get(session_id)
+            if flow is not None:
+                items.extend(item for run in flow.waiting.values() for item in run)
+        return items if limit is None or limit < 0 else items[max(0, len(items) - limit) :]
+
+    async def append_items(
+        self,
+        lease: Lease,
+        run: int,
+        position: int,
+        items: Sequence[Item],
+        *,
+        input_digest: str | None = None,
+    ) -> None:
+        """Store items; those of a run that is not let through yet wait (see the class)."""
+        texts = encode_items(items)
+        added = _decoded(texts)
+        books = self._books
+        with books.lock:
+            books.ledger.append(lease, run, position, texts, input_digest)
+            flow = books.flows[lease.session_id]
+            flow.over.discard(run)
+            if flow.through is None:
+                flow.through = run
+            if flow.through != run:
+                flow.waiting.setdefault(run, []).extend(added)
+                return
+            flow.stored.extend((run, item) for item in added)
+            write = self._queue(lease.session_id, lambda: self._append(lease.session_id, added))
+        try:
+            await _background.finish(write)
+        except Exception:
+            with books.lock:
+                books.ledger.take_back(lease, run, range(position, position + len(texts)))
+                flow.stored = [one for one in flow.stored if not any(one[1] is i for i in added)]
+            raise
+
+    async def retry_run(self, lease: Lease, failed: int, run: int) -> int:
+        """Let ``run`` take over what ``failed`` left; what it cannot use is removed."""
+        books = self._books
+        with books.lock:
+            kept = books.ledger.retry(lease, failed, run)
+            flow = books.flows[lease.session_id]
+            if failed in flow.waiting:
+                flow.waiting[run] = flow.waiting.pop(failed)[:kept]
+                return kept
+            own = [place for place, (owner, _) in enumerate(flow.stored) if owner == failed]
+            before = list(flow.stored)
+            dropped = set(own[kept:])
+            flow.stored = [
+                (run if owner == failed else owner, item)
+                for place, (owner, item) in enumerate(before)
+                if place not in dropped
+            ]
+            if flow.through == failed:
+                flow.through = run
+            if not dropped:
+                return kept
+
+            async def remove() -> None:
+                history, _ = await self._history(lease.session_id)
+                at = places(before, history)
+                gone = {at[place] for place in dropped}
+                await self._call(
+                    "save_session",
+                    lease.session_id,
+                    [item for place, item in enumerate(history) if place not in gone],
+                )
+
+            write = self._queue(lease.session_id, remove)
+        await _background.finish(write)
+        return kept
+
+    async def end_run(self, lease: Lease, run: int) -> None:
+        """Say that ``run`` stores nothing more, so that the items that wait for it are stored."""
+        books = self._books
+        with books.lock:
+            books.ledger.fenced(lease)
+            flow = books.flows[lease.session_id]
+            flow.over.add(run)
+            batch = flow.advance()
+            if not batch:
+                return
+            write = self._queue(lease.session_id, lambda: self._append(lease.session_id, batch))
+        await _background.finish(write)
+
+    async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
+        """Store what still waits, keep the turn's record, and let the session go.
+
+        The session is let go even when that storing fails (MemoryUnavailable).
+
+        Raises:
+            ConflictingMemory: ``end.discard`` is set.
+        """
+        if end.discard:
+            raise self._unable("discarding a turn's items")
+        books = self._books
+        with books.lock:
+            books.ledger.fenced(lease)
+            batch = books.flows[lease.session_id].end()
+            write = self._queue(lease.session_id, lambda: self._append(lease.session_id, batch))
+
+        async def store_and_end() -> None:
+            try:
+                await write
+            finally:
+                with books.lock:
+                    books.ledger.end(lease, end)
+                    self._let_go(lease.session_id)
+
+        await _background.finish(store_and_end())
+
+    async def pop_item(self, session_id: str) -> Item | None:
+        """Remove and return the newest item of the session; None where there is none."""
+        held = held_turn(self.identity, check_session_id(session_id))
+        popped: list[Item] = []
+
+        async def pop() -> None:
+            history, _ = await self._history(session_id)
+            if history:
+                await self._call("save_session", session_id, history[:-1])
+                popped.append(history[-1])
+
+        books = self._books
+        with books.lock:
+            if held is not None and held.lease is not None:
+                books.ledger.fenced(held.lease)
+            flow = books.flows.get(session_id)
+            if flow is not None and flow.waiting:
+                run, item = flow.pop()
+                books.ledger.pop(session_id, run=run)
+                return item
+            write = self._queue(session_id, pop)
+        await _background.finish(write)
+        with books.lock:
+            if popped and _decoded(books.ledger.texts(session_id, limit=1)) == popped:
+                books.ledger.pop(session_id)
+            if popped and flow is not None and flow.stored and flow.stored[-1][1] == popped[0]:
+                flow.stored.pop()
+        return popped[0] if popped else None
+
+    async def release(self, session_id: str) -> bool:
+        """Take the session away from whoever holds it; what waits is stored first."""
+        books = self._books
+        with books.lock:
+            released = books.ledger.release(check_session_id(session_id))
+            flow = books.flows.get(session_id)
+            if flow is None:
+                return released
+            batch = flow.end()
+            self._let_go(session_id)
+            write = self._queue(session_id, lambda: self._append(session_id, batch))
+        await _background.finish(write)
+        return released
+
+    async def turns(
+        self, session_id: str, limit: int | None = None, before: int | None = None
+    ) -> list[TurnRecord]:
+        """The session's turns that this process remembers, newest first, with their items."""
+        with self._books.lock:
+            return self._books.ledger.records(check_session_id(session_id), limit, before)
+
+    # --- the memory ------------------------------------------------------------------------
+
+    async def _history(self, session_id: str) -> tuple[list[Item], int]:
+        """The items the memory has, in a list of our own, and how many entries are none."""
+        history = await self._call("load_session", session_id)
+        if not isinstance(history, list):
+            raise MemoryUnavailable(
+                f"{type(self._memory).__name__}.load_session returned {type(history).__name__}, "
+                "not a list of items"
+            )
+        items = [item for item in history if isinstance(item, dict)]
+        return items, len(history) - len(items)
+
+    async def _append(self, session_id: str, items: list[Item]) -> None:
+        if items:
+            await self._call("append_to_session", session_id, list(items))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._memory, method)(*arguments)
+        except SessionMemoryError:
+            raise
+        except Exception as error:
+            raise MemoryUnavailable(
+                f"{type(self._memory).__name__}.{method} failed with {type(error).__name__}: see "
+                "its cause"
+            ) from error
+
+    def _queue(
+        self, session_id: str, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Coroutine[Any, Any, None]:
+        """``work`` as a coroutine that waits for every earlier write of the session.
+
+        Called under the lock: the order of the calls is the order of the writes, whatever loops
+        they run on.
+        """
+        writes = self._books.writes
+        earlier = writes.get(session_id)
+        done: Future[None] = Future()
+        writes[session_id] = done
+
+        def settle() -> None:
+            with self._books.lock:
+                if writes.get(session_id) is done:
+                    del writes[session_id]
+                if not done.done():
+                    done.set_result(None)
+
+        async def in_order() -> None:
+            try:
+                if earlier is not None:
+                    await asyncio.shield(asyncio.wrap_future(earlier))
+                await work()
+            finally:
+                settle()
+
+        write = in_order()
+        # A loop that shuts down at this moment drops the write before its first step.
+        weakref.finalize(write, settle).atexit = False
+        return write
+
+    def _let_go(self, session_id: str) -> None:
+        books = self._books
+        books.flows.pop(session_id, None)
+        books.ledger.keep_newest(session_id, KEPT_TURNS)
+        books.idle[session_id] = None
+        books.idle.move_to_end(session_id)
+        while len(books.idle) > KEPT_SESSIONS:
+            oldest, _ = books.idle.popitem(last=False)
+            books.ledger.forget(oldest, None)
+
+    def _unable(self, what: str) -> ConflictingMemory:
+        return ConflictingMemory(
+            f"{what} needs a memory that keeps turns, and {type(self._memory).__name__} has only "
+            "the six methods: implement session_middleware.memory.SupportsTurns, or use "
+            "SQLiteSessionMemory"
+        )
+
+
+def _decoded(texts: Sequence[str]) -> list[Item]:
+    return [item for item in decode_items(texts)[0] if item is not None]
+
+
+def _text(item: Item) -> str:
+    try:
+        return encode_items([item])[0]
+    except SessionMemoryError:
+        return repr(item)  # the memory made it, and it has no JSON
