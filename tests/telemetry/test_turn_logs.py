@@ -1,0 +1,204 @@
+"""Log events: levels and fields, through the application's structlog or the standard library."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from opentelemetry import trace
+
+from session_middleware.telemetry import Telemetry, TurnTelemetry, add_trace_context
+
+MakeTurn = Callable[..., TurnTelemetry]
+
+
+@pytest.fixture
+def stdlib_logger() -> Iterator[logging.Logger]:
+    """The standard library's logger, as it was before once the test is over."""
+    logger = logging.getLogger("session_middleware")
+    level, handlers = logger.level, list(logger.handlers)
+    yield logger
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+def a_whole_turn(turn: TurnTelemetry) -> None:
+    turn.start()
+    turn.contended(6)
+    turn.taken(7, 0.5)
+    with turn.operation("search_memory"):
+        pass
+    turn.history(12, 345, None)
+    turn.trimmed(4)
+    turn.repaired("1 orphan output")
+    turn.event("outer_trace_group_mismatch", group_id="other")
+    turn.event("no_run_intercepted")
+    with turn.operation("create_memory") as operation:
+        operation.count = 2
+    for name in ("search_memory", "create_memory", "delete_memory"):
+        with pytest.raises(OSError, match="what Alice said"), turn.operation(name):
+            raise OSError("what Alice said")
+    turn.end("failed", OSError("what Alice said"), new_items=2)
+
+
+def test_events_have_their_levels(make_turn: MakeTurn, events: list[dict[str, Any]]) -> None:
+    """Each event of a turn comes once, in order, at its level."""
+    a_whole_turn(make_turn())
+    assert [(event["log_level"], event["event"]) for event in events] == [
+        ("warning", "lock_contended"),
+        ("debug", "turn_started"),
+        ("debug", "history_loaded"),
+        ("info", "history_trimmed"),
+        ("warning", "history_repaired"),
+        ("debug", "outer_trace_group_mismatch"),
+        ("warning", "no_run_intercepted"),
+        ("debug", "items_saved"),
+        ("error", "load_failed"),
+        ("error", "save_failed"),
+        ("error", "save_failed"),
+        ("debug", "turn_completed"),
+    ]
+
+
+def test_events_carry_the_session_the_turn_and_the_facts(
+    make_turn: MakeTurn, events: list[dict[str, Any]]
+) -> None:
+    """Every event names the session, and the turn once it has a number; none has content."""
+    a_whole_turn(make_turn())
+    fields = {event["event"]: event for event in events}
+    assert {event["session_id"] for event in events} == {"user_alice"}
+    assert {event.get("turn") for event in events[1:]} == {7}
+    assert fields["lock_contended"]["holder"] == 6
+    assert fields["turn_started"]["waited"] == 0.5
+    assert fields["turn_started"]["name"] == "chat"
+    assert (fields["history_loaded"]["items"], fields["history_loaded"]["size"]) == (12, 345)
+    assert fields["history_trimmed"]["items"] == 4
+    assert fields["history_repaired"]["repairs"] == "1 orphan output"
+    assert fields["items_saved"]["items"] == 2
+    assert fields["load_failed"]["error_type"] == "OSError"
+    assert fields["save_failed"]["operation"] == "delete_memory"
+    assert fields["turn_completed"]["outcome"] == "failed"
+    assert fields["turn_completed"]["error_type"] == "OSError"
+    assert fields["turn_completed"]["new_items"] == 2
+    assert "Alice said" not in str(events)
+
+
+def test_a_cancelled_operation_is_no_error_in_the_log(
+    make_turn: MakeTurn, events: list[dict[str, Any]]
+) -> None:
+    """What was cancelled was neither saved nor did it fail."""
+    turn = make_turn()
+    turn.start()
+    with pytest.raises(KeyboardInterrupt), turn.operation("create_memory"):
+        raise KeyboardInterrupt
+    turn.end("cancelled")
+    assert [event["event"] for event in events] == ["turn_completed"]
+
+
+def test_unconfigured_nothing_is_printed(
+    make_turn: MakeTurn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An application that configured no logging hears nothing, errors included."""
+    assert not structlog.is_configured()
+    a_whole_turn(make_turn())
+    assert tuple(capsys.readouterr()) == ("", "")
+
+
+def test_a_bare_program_hears_nothing() -> None:
+    """In a fresh interpreter: importing adds no handler, and a failing turn prints nothing."""
+    program = """
+import logging
+from session_middleware.telemetry import Telemetry, TurnTelemetry
+assert not logging.getLogger("session_middleware").handlers
+turn = TurnTelemetry(Telemetry(), "chat", "alice", "sqlite")
+turn.start()
+turn.contended(1)
+try:
+    with turn.operation("create_memory"):
+        raise OSError
+except OSError as error:
+    turn.end("failed", error)
+import structlog
+assert not structlog.is_configured()
+assert not logging.getLogger().handlers
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_standard_library_gets_the_events_when_it_asks(
+    make_turn: MakeTurn, stdlib_logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without structlog configured, the logger session_middleware has events and their fields."""
+    caplog.set_level(logging.DEBUG, logger="session_middleware")
+    a_whole_turn(make_turn())
+    records = {record.getMessage().split()[0]: record for record in caplog.records}
+    assert records["event='lock_contended'"].levelno == logging.WARNING
+    assert records["event='turn_completed'"].levelno == logging.DEBUG
+    assert records["event='save_failed'"].levelno == logging.ERROR
+    assert "session_id='user_alice'" in records["event='turn_started'"].getMessage()
+    assert {record.name for record in caplog.records} == {"session_middleware"}
+
+
+def test_the_standard_librarys_level_is_respected(
+    make_turn: MakeTurn, stdlib_logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At level error, only errors come."""
+    caplog.set_level(logging.ERROR, logger="session_middleware")
+    a_whole_turn(make_turn())
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+def test_configuring_structlog_later_takes_effect(
+    make_turn: MakeTurn, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    """Nothing is bound beforehand: a turn logs to what is configured when it logs."""
+    turn = make_turn()
+    turn.start()
+    turn.taken(1, 0.0)
+    events = request.getfixturevalue("events")
+    turn.end("completed")
+    assert [event["event"] for event in events] == ["turn_completed"]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_trace_can_be_added_to_every_event(make_turn: MakeTurn, otel: Any) -> None:
+    """With the shipped processor, each event has the trace of its turn, attached or not."""
+    captured = structlog.testing.LogCapture()
+    structlog.configure(processors=[add_trace_context, captured])
+    try:
+        turn = make_turn()
+        turn.start()
+        turn.taken(1, 0.0)
+        turn.end("completed")
+    finally:
+        structlog.reset_defaults()
+    span_id = trace.format_span_id(otel.span("session_turn chat").context.span_id)
+    assert [(e["trace_id"], e["span_id"]) for e in captured.entries] == [
+        (turn.otel_trace_id, span_id)
+    ] * 2
+
+
+def test_without_a_span_the_processor_adds_nothing() -> None:
+    """An event outside any trace stays as it is, and keys that are there already win."""
+    assert add_trace_context(None, "info", {"event": "x"}) == {"event": "x"}
+    span = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+    with trace.use_span(span):
+        assert add_trace_context(None, "info", {"trace_id": "mine"}) == {
+            "trace_id": "mine",
+            "span_id": "0000000000000002",
+        }
+
+
+def test_telemetry_is_made_with_what_can_work() -> None:
+    """A provider without the method, or a mapper that is no function, fails at once."""
+    for wrong in ({"tracer_provider": "otlp"}, {"meter_provider": 1}, {"session_id": "hash"}):
+        with pytest.raises(TypeError, match="Telemetry"):
+            Telemetry(**wrong)  # type: ignore[arg-type]
