@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
 from session_middleware.telemetry import TurnTelemetry
 
@@ -106,50 +106,27 @@ def test_content_that_cannot_be_had_costs_nothing_else(
 
 
 @pytest.mark.parametrize(("mode", "on_span"), [("EVENT_ONLY", False), ("SPAN_AND_EVENT", True)])
-def test_content_as_an_event(mode: str, on_span: bool) -> None:
-    """The event goes through the global logger provider, in the turn's trace, with the session."""
-    program = f"""
-import json, os
-os.environ["{VARIABLE}"] = "{mode}"
-from opentelemetry import _logs, trace
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs import export as logs
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from session_middleware.telemetry import Telemetry, TurnTelemetry
+def test_content_as_an_event(
+    make_turn: MakeTurn, otel: Any, monkeypatch: pytest.MonkeyPatch, mode: str, on_span: bool
+) -> None:
+    """The event goes to the application's loggers, in the turn's trace, with the session."""
+    monkeypatch.setenv(VARIABLE, mode)
+    kept = InMemoryLogRecordExporter()
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(kept))
+    monkeypatch.setattr("opentelemetry._logs.get_logger", provider.get_logger)
+    turn = make_turn()
+    turn.start()
+    turn.end("completed", input_text=lambda: "Hi, I'm Älice", output_text=lambda: "Hello")
 
-exporter = getattr(logs, "InMemoryLogRecordExporter", None) or logs.InMemoryLogExporter
-kept = exporter()
-provider = LoggerProvider()
-provider.add_log_record_processor(logs.SimpleLogRecordProcessor(kept))
-_logs.set_logger_provider(provider)
-spans = InMemorySpanExporter()
-tracing = TracerProvider()
-tracing.add_span_processor(SimpleSpanProcessor(spans))
-trace.set_tracer_provider(tracing)
-
-turn = TurnTelemetry(Telemetry(), "chat", "alice", "sqlite")
-turn.start()
-turn.end("completed", input_text=lambda: "Hi, I'm Älice", output_text=lambda: "Hello")
-(entry,) = kept.get_finished_logs()
-record = entry.log_record
-(span,) = spans.get_finished_spans()
-print(json.dumps({{
-    "event": record.event_name,
-    "same_trace": record.trace_id == span.context.trace_id,
-    "attributes": dict(record.attributes),
-    "on_span": "input.value" in span.attributes,
-}}))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert seen["event"] == "session_middleware.turn.content"
-    assert seen["same_trace"]
-    assert seen["on_span"] is on_span
-    assert seen["attributes"].pop("session.id") == "alice"
-    assert seen["attributes"].pop("gen_ai.conversation.id") == "alice"
-    assert {key: json.loads(value) for key, value in seen["attributes"].items()} == MESSAGES
+    (entry,) = kept.get_finished_logs()
+    root = otel.span("session_turn chat")
+    assert entry.log_record.event_name == "session_middleware.turn.content"
+    assert entry.log_record.trace_id == root.context.trace_id
+    assert entry.log_record.span_id == root.context.span_id
+    attributes = dict(entry.log_record.attributes)
+    assert attributes.pop("session.id") == "user_alice"
+    assert attributes.pop("gen_ai.conversation.id") == "user_alice"
+    assert {key: json.loads(value) for key, value in attributes.items()} == MESSAGES
+    assert ("input.value" in root.attributes) is on_span
+    provider.shutdown()
