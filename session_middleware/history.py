@@ -236,8 +236,8 @@ def digest_of_texts(texts: Iterable[str]) -> str:
     """The SHA-256 of items by their JSON texts: cheaper than ``digest``, but key order counts."""
     hashed = hashlib.sha256()
     for text in texts:
-        hashed.update(text.encode())
-        hashed.update(b"\n")  # no JSON text of one item has a line break in it
+        hashed.update(text.encode("utf-8", "surrogatepass"))
+        hashed.update(b"\0")  # which no JSON text has in it
     return hashed.hexdigest()
 
 
