@@ -1,0 +1,215 @@
+"""What is read, as plain functions of a connection with a transaction open.
+
+Nothing here writes. Every statement finds its rows by key and in their order, so with a window
+the cost depends on the window and not on the length of the history.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import Any
+
+from session_middleware.history import LastItems, LastTurns, Turn
+from session_middleware.memory import Item, Loaded, TurnRecord
+from session_middleware.stores._base import decode_items
+from session_middleware.stores._sqlite_turns import moment_of
+
+_KEY = "SELECT key FROM session WHERE session_id = ?"
+_IDS = "SELECT session_id FROM session WHERE created_at IS NOT NULL ORDER BY key"
+_EXISTS = "SELECT 1 FROM session WHERE session_id = ? AND created_at IS NOT NULL"
+
+_SEEN = "NOT (turn = :hidden_turn AND run IN (SELECT value FROM json_each(:hidden_runs)))"
+
+TURNS_FROM = f"""
+    SELECT turn, item FROM item WHERE session = :key AND turn >= :cut AND {_SEEN}
+    ORDER BY turn, run, position
+"""  # noqa: S608 - a constant of this module
+ITEMS_NEWEST_FIRST = f"""
+    SELECT turn, item FROM item WHERE session = :key AND {_SEEN}
+    ORDER BY turn DESC, run DESC, position DESC LIMIT :limit
+"""  # noqa: S608 - as above
+# One seek for each turn: from a turn's first item straight to the one before it.
+NTH_NEWEST_TURN = f"""
+    WITH RECURSIVE newest (turn, nth) AS (
+        SELECT (SELECT turn FROM item WHERE session = :key AND {_SEEN}
+            ORDER BY turn DESC LIMIT 1), 1
+        UNION ALL
+        SELECT (SELECT turn FROM item WHERE session = :key AND turn < newest.turn AND {_SEEN}
+            ORDER BY turn DESC LIMIT 1), nth + 1
+        FROM newest WHERE newest.turn IS NOT NULL AND nth < :nth
+    )
+    SELECT turn FROM newest WHERE nth = :nth
+"""  # noqa: S608 - as above
+ANY_BEFORE = f"SELECT 1 FROM item WHERE session = :key AND turn < :cut AND {_SEEN} LIMIT 1"  # noqa: S608
+SESSION_ITEMS = """
+    SELECT item FROM item WHERE session = ?
+    ORDER BY turn DESC, run DESC, position DESC
+"""
+TURN_ITEMS = """
+    SELECT item FROM item WHERE session = ? AND turn = ? ORDER BY run DESC, position DESC
+"""
+RECORDS = """
+    SELECT turn, state, started_at, ended_at, agent, error_type, idempotency_key, sdk_trace_ids,
+        otel_trace_id, usage, output_text, history_digest
+    FROM turn WHERE session = ? AND turn < ? ORDER BY turn DESC LIMIT ?
+"""
+RECORD_ITEMS = """
+    SELECT turn, item FROM item WHERE session = ? AND turn BETWEEN ? AND ?
+    ORDER BY turn, run, position
+"""
+RECORD_RUNS = """
+    SELECT turn, count(*) FROM run WHERE session = ? AND turn BETWEEN ? AND ? GROUP BY turn
+"""
+
+_EVERY_TURN = 2**62
+
+
+def session_ids(connection: sqlite3.Connection) -> list[str]:
+    """The ids of all sessions that something was stored or saved in, oldest first."""
+    return [session_id for (session_id,) in connection.execute(_IDS)]
+
+
+def exists(connection: sqlite3.Connection, session_id: str) -> bool:
+    """Whether something was stored or saved in the session."""
+    return connection.execute(_EXISTS, (session_id,)).fetchone() is not None
+
+
+def load_turns(
+    connection: sqlite3.Connection,
+    session_id: str,
+    newest: LastTurns | LastItems | None,
+    hide: tuple[int, Collection[int]] | None,
+    texts: bool,
+) -> Loaded:
+    """The history in whole turns, no more of it than the window keeps."""
+    key = _key(connection, session_id)
+    if key is None:
+        return Loaded([])
+    hidden_turn, hidden_runs = hide or (-1, ())
+    named: dict[str, Any] = {
+        "key": key,
+        "hidden_turn": hidden_turn,
+        "hidden_runs": json.dumps(list(hidden_runs)),
+    }
+    if newest is None:
+        rows = connection.execute(TURNS_FROM, {**named, "cut": 0}).fetchall()
+        return _loaded(rows, texts, complete=True)
+    if isinstance(newest, LastTurns):
+        cut = _first_turn(connection, named, newest)
+        rows = connection.execute(TURNS_FROM, {**named, "cut": cut}).fetchall()
+    else:
+        rows, cut = _last_items(connection, named, newest.n)
+    older = connection.execute(ANY_BEFORE, {**named, "cut": cut}).fetchone()
+    return _loaded(rows, texts, complete=older is None)
+
+
+def _first_turn(connection: sqlite3.Connection, named: dict[str, Any], window: LastTurns) -> int:
+    """The number of the first turn that the window keeps."""
+    if window.n == 0:
+        return _EVERY_TURN
+    row = connection.execute(NTH_NEWEST_TURN, {**named, "nth": window.n}).fetchone()
+    if row is None or row[0] is None:  # there are not so many
+        return 0
+    return int(row[0]) - int(row[0]) % window.step
+
+
+def _last_items(
+    connection: sqlite3.Connection, named: dict[str, Any], n: int
+) -> tuple[list[tuple[int, str]], int]:
+    """The rows of the newest whole turns with at most ``n`` items, and their first turn."""
+    if n == 0:
+        return [], _EVERY_TURN
+    rows = connection.execute(ITEMS_NEWEST_FIRST, {**named, "limit": n + 1}).fetchall()
+    if len(rows) <= n:
+        return rows[::-1], 0
+    newest, oldest = rows[0][0], rows[-1][0]
+    if newest == oldest:  # the newest turn alone has more, and is never cut
+        return connection.execute(TURNS_FROM, {**named, "cut": newest}).fetchall(), newest
+    return [row for row in reversed(rows) if row[0] != oldest], oldest + 1
+
+
+def _loaded(rows: Sequence[tuple[int, str]], texts: bool, *, complete: bool) -> Loaded:
+    items, corrupt = decode_items([text for _, text in rows])
+    turns = []
+    for number, found in groupby(zip(rows, items, strict=True), key=lambda pair: pair[0][0]):
+        readable = [(item, text) for (_, text), item in found if item is not None]
+        if readable:
+            kept = [text for _, text in readable] if texts else None
+            turns.append(Turn(number, [item for item, _ in readable], kept))
+    return Loaded(turns, complete, corrupt)
+
+
+def load_items(
+    connection: sqlite3.Connection, session_id: str, turn: int | None, limit: int | None
+) -> list[Item]:
+    """The newest ``limit`` items that can be read, of the session or of one turn."""
+    key = _key(connection, session_id)
+    if key is None or limit == 0:
+        return []
+    if turn is None:
+        rows = connection.execute(SESSION_ITEMS, (key,))
+    else:
+        rows = connection.execute(TURN_ITEMS, (key, turn))
+    wanted = -1 if limit is None or limit < 0 else limit
+    newest_first: list[Item] = []
+    while found := rows.fetchall() if wanted < 0 else rows.fetchmany(wanted):
+        decoded, corrupt = decode_items([text for (text,) in found])
+        newest_first += [item for item in decoded if item is not None]
+        if wanted < 0 or not corrupt:
+            break
+        wanted = corrupt  # as many more, in place of those that cannot be read
+    rows.close()
+    return newest_first[::-1]
+
+
+def records(
+    connection: sqlite3.Connection, session_id: str, limit: int | None, before: int | None
+) -> list[TurnRecord]:
+    """The session's turns, newest first."""
+    key = _key(connection, session_id)
+    if key is None:
+        return []
+    most = -1 if limit is None else max(limit, 0)
+    rows = connection.execute(
+        RECORDS, (key, _EVERY_TURN if before is None else before, most)
+    ).fetchall()
+    if not rows:
+        return []
+    page = (key, rows[-1][0], rows[0][0])
+    runs = dict(connection.execute(RECORD_RUNS, page).fetchall())
+    stored = _loaded(connection.execute(RECORD_ITEMS, page).fetchall(), False, complete=True)
+    items = {turn.turn: turn.items for turn in stored.turns}
+    return [_record(session_id, row, runs, items) for row in rows]
+
+
+def _record(
+    session_id: str, row: Sequence[Any], runs: dict[int, int], items: dict[int, list[Item]]
+) -> TurnRecord:
+    number, state, started_at, ended_at, agent, error_type, key, traces, trace, usage = row[:10]
+    own = items.get(number, [])
+    return TurnRecord(
+        session_id=session_id,
+        turn=number,
+        state=state,
+        started_at=moment_of(started_at),
+        ended_at=None if ended_at is None else moment_of(ended_at),
+        agent=agent,
+        error_type=error_type,
+        item_count=len(own),
+        runs=runs.get(number, 0),
+        idempotency_key=key,
+        sdk_trace_ids=tuple(json.loads(traces)),
+        otel_trace_id=trace,
+        usage=None if usage is None else json.loads(usage),
+        output_text=row[10],
+        history_digest=row[11],
+        items=own,
+    )
+
+
+def _key(connection: sqlite3.Connection, session_id: str) -> int | None:
+    row = connection.execute(_KEY, (session_id,)).fetchone()
+    return None if row is None else int(row[0])
