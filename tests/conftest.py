@@ -138,6 +138,18 @@ def provider() -> Iterator[Loopback]:
 
 
 @pytest.fixture(autouse=True)
+def _nothing_stays_installed() -> Iterator[None]:
+    """A test that leaves the run middleware installed fails, and does not touch the next one."""
+    yield
+    from session_middleware import _scope, middleware
+
+    left = middleware._installation
+    middleware.uninstall()
+    assert left is None, "the test left install() in force"
+    assert _scope.current_scope() is None, "the test left a session in force"
+
+
+@pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that forgets to name its file writes into its own directory, not into the checkout."""
     monkeypatch.chdir(tmp_path)
@@ -171,3 +183,13 @@ async def make_memory(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
 def memory(make_memory: Callable[..., Any]) -> Any:
     """One SQLite memory on a file of the test's own."""
     return make_memory()
+
+
+@pytest.fixture(params=["in memory", "sqlite"])
+def each_memory(request: pytest.FixtureRequest) -> Any:
+    """Every memory that ships with the package, one after the other."""
+    if request.param == "sqlite":
+        return request.getfixturevalue("memory")
+    from session_middleware import InMemorySessionMemory
+
+    return InMemorySessionMemory()

@@ -1,0 +1,91 @@
+"""What a session holds, in one letter per item, and tools that remember that they were called.
+
+U a user's message, C a call of a tool, O its output, A an answer: "U C O A" is a run that used
+one tool. Text is added where a test needs to know whose item it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from agents import FunctionTool, Runner, function_tool
+
+from session_middleware import SessionMemory, with_session_memory
+
+_LETTERS = {"function_call": "C", "function_call_output": "O", "reasoning": "R"}
+
+
+def letter(item: Mapping[str, Any]) -> str:
+    """U, C, O, A, R, or the type of an item of another kind."""
+    kind = item.get("type", "message")
+    if kind == "message":
+        return {"user": "U", "assistant": "A"}.get(item["role"], item["role"])
+    return _LETTERS.get(kind, kind)
+
+
+def letters(items: Iterable[Mapping[str, Any]]) -> str:
+    """The items of a history, such as "U C O A"."""
+    return " ".join(map(letter, items))
+
+
+async def stored(memory: SessionMemory, session_id: str = "s") -> str:
+    """The letters of all that a session holds."""
+    return letters(await memory.load_session(session_id))
+
+
+async def states(memory: Any, session_id: str = "s") -> list[str]:
+    """The states of a session's turns, oldest first."""
+    return [record.state for record in reversed(await memory.turns(session_id))]
+
+
+def text_of(item: Mapping[str, Any]) -> str:
+    """The text of a message or of an output."""
+    content = item.get("content", item.get("output", ""))
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
+
+
+def tool(name: str, does: Callable[[], Any], **options: Any) -> FunctionTool:
+    """A tool without arguments; what ``does`` returns is its output, awaited where needed."""
+
+    async def body() -> str:
+        value = does()
+        return str(await value if hasattr(value, "__await__") else value)
+
+    return function_tool(name_override=name, **options)(body)
+
+
+def counted(name: str, counts: list[str], **options: Any) -> FunctionTool:
+    """A tool that adds its name to ``counts`` whenever it does its work."""
+
+    def work() -> str:
+        counts.append(name)
+        return f"{name} done"
+
+    return tool(name, work, **options)
+
+
+METHODS = ("run", "run_streamed")
+"""The two ways to run under an event loop; ``carried_out`` makes either."""
+
+
+async def carried_out(
+    method: str, agent: Any, given: Any, memory: Any, session_id: str = "s", **options: Any
+) -> Any:
+    """Run an agent in a session through a wrapped Runner method; streams are read to their end.
+
+    ``decoration`` holds options for the decorator, all others go to the call.
+    """
+    decoration = options.pop("decoration", {})
+    wrapped = with_session_memory(getattr(Runner, method), memory=memory, **decoration)
+    made = wrapped(agent, given, session_id=session_id, **options)
+    return await consumed(made) if method == "run_streamed" else await made
+
+
+async def consumed(result: Any) -> Any:
+    """Read a stream to its end and return its result."""
+    async for _ in result.stream_events():
+        pass
+    return result
