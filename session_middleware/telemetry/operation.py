@@ -1,4 +1,4 @@
-"""One operation on the memory: a span, a duration, a log event. It sees no store and no item."""
+"""One operation on the memory: a span and a duration. It sees no store and no item."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import attach, detach, get_current
@@ -29,12 +29,6 @@ class Operation:
     count: int = 0
 
 
-class LogEvent(Protocol):
-    """How the turn logs one of its events."""
-
-    def __call__(self, name: str, /, **fields: Any) -> None: ...
-
-
 class MemoryOperation(AbstractContextManager[Operation]):
     """Times and traces the block it surrounds, and never raises of its own.
 
@@ -43,7 +37,7 @@ class MemoryOperation(AbstractContextManager[Operation]):
     run.
     """
 
-    __slots__ = ("_backend", "_event", "_instruments", "_kind", "_name", "_operation", "_root",
+    __slots__ = ("_backend", "_instruments", "_kind", "_name", "_operation", "_root",
                  "_silent", "_span", "_started", "_token")  # fmt: skip
 
     def __init__(
@@ -52,14 +46,12 @@ class MemoryOperation(AbstractContextManager[Operation]):
         *,
         root: RootSpan,
         instruments: Instruments | None,
-        event: LogEvent,
         backend: str,
         networked: bool,
     ) -> None:
         self._name = name
         self._root = root
         self._instruments = instruments
-        self._event = event
         self._backend = backend
         self._kind = SpanKind.CLIENT if networked else SpanKind.INTERNAL
         self._operation = Operation()
@@ -102,7 +94,7 @@ class MemoryOperation(AbstractContextManager[Operation]):
             detach(self._token)
         if self._silent:
             return
-        for step in (self._measure, self._log, self._end_span):
+        for step in (self._measure, self._end_span):
             try:
                 step(duration, error)
             except Exception as fault:
@@ -115,18 +107,6 @@ class MemoryOperation(AbstractContextManager[Operation]):
         if isinstance(error, Exception):
             attributes[names.ERROR_TYPE] = spans.error_type(error)
         self._instruments.operation_duration.record(duration, attributes)
-
-    def _log(self, duration: float, error: BaseException | None) -> None:
-        if isinstance(error, Exception):
-            failed = names.LOAD_FAILED if self._name == names.SEARCH_MEMORY else names.SAVE_FAILED
-            self._event(
-                failed,
-                operation=self._name,
-                error_type=spans.error_type(error),
-                duration=duration,
-            )
-        elif error is None and self._name == names.CREATE_MEMORY:
-            self._event(names.ITEMS_SAVED, items=self._operation.count, duration=duration)
 
     def _end_span(self, duration: float, error: BaseException | None) -> None:
         span = self._span

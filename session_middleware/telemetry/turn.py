@@ -131,14 +131,13 @@ class TurnTelemetry:
         """Time and trace one memory operation.
 
         ``name`` is search_memory (load), create_memory (append), update_memory (replace) or
-        delete_memory (discard, clear). A load that fails is logged as load_failed, any other
-        operation as save_failed, a successful append as items_saved.
+        delete_memory (discard, clear). An error fails its span, and is recorded there; whether it
+        is worth a log event is for the core to say.
         """
         return MemoryOperation(
             name,
             root=self._root,
             instruments=self._instruments,
-            event=self.event,
             backend=self.backend,
             networked=self.networked,
         )
@@ -191,17 +190,20 @@ class TurnTelemetry:
         self._root.set({names.HISTORY_TRIMMED_COUNT: items})
 
     @_never_raises
-    def repaired(self, receipt: object) -> None:
+    def repaired(self, receipt: object, *, corrupt: int = 0) -> None:
         """The history was repaired on its way to the model. Logs history_repaired.
 
-        A falsy receipt says that nothing was done.
+        A falsy receipt says that nothing was mended; ``corrupt`` entries could not be read, and
+        were left out.
         """
-        if not receipt:
+        if not receipt and not corrupt:
             return
-        self.event(names.HISTORY_REPAIRED, repairs=str(receipt))
+        unread = [f"corrupt_entry: {corrupt}"] if corrupt else []
+        repairs = ", ".join([*([str(receipt)] if receipt else []), *unread])
+        self.event(names.HISTORY_REPAIRED, repairs=repairs)
         if self._instruments is not None:
             self._instruments.repairs.add(1, self._labels())
-        self._root.set({names.HISTORY_REPAIRS_DONE: str(receipt)})
+        self._root.set({names.HISTORY_REPAIRS_DONE: repairs})
 
     def trace_metadata(self) -> dict[str, str]:
         """What the SDK trace's metadata gets: session_id, and the OpenTelemetry trace id.
@@ -230,8 +232,9 @@ class TurnTelemetry:
     def event(self, name: str, /, **fields: Any) -> None:
         """Log one of the package's events with the session's and the turn's keys.
 
-        For events that no other method logs: no_run_intercepted, outer_trace_group_mismatch.
-        Fields hold neither content nor an id of the session.
+        For those that no other method logs: items_saved, load_failed, save_failed,
+        no_run_intercepted, outer_trace_group_mismatch. Fields hold neither content nor an id of
+        the session.
         """
         if self._root.suppressed or not log.wanted(name):
             return

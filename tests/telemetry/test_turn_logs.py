@@ -38,11 +38,9 @@ def a_whole_turn(turn: TurnTelemetry) -> None:
     turn.repaired("1 orphan output")
     turn.event("outer_trace_group_mismatch", group_id="other")
     turn.event("no_run_intercepted")
-    with turn.operation("create_memory") as operation:
-        operation.count = 2
-    for name in ("search_memory", "create_memory", "delete_memory"):
-        with pytest.raises(OSError, match="what Alice said"), turn.operation(name):
-            raise OSError("what Alice said")
+    turn.event("items_saved", count=2, run=1)
+    turn.event("load_failed", error_type="OSError")
+    turn.event("save_failed", error_type="OSError")
     turn.end("failed", OSError("what Alice said"), new_items=2)
 
 
@@ -59,7 +57,6 @@ def test_events_have_their_levels(make_turn: MakeTurn, events: list[dict[str, An
         ("warning", "no_run_intercepted"),
         ("debug", "items_saved"),
         ("error", "load_failed"),
-        ("error", "save_failed"),
         ("error", "save_failed"),
         ("debug", "turn_completed"),
     ]
@@ -79,25 +76,28 @@ def test_events_carry_the_session_the_turn_and_the_facts(
     assert (fields["history_loaded"]["items"], fields["history_loaded"]["size"]) == (12, 345)
     assert fields["history_trimmed"]["items"] == 4
     assert fields["history_repaired"]["repairs"] == "1 orphan output"
-    assert fields["items_saved"]["items"] == 2
+    assert (fields["items_saved"]["count"], fields["items_saved"]["run"]) == (2, 1)
     assert fields["load_failed"]["error_type"] == "OSError"
-    assert fields["save_failed"]["operation"] == "delete_memory"
     assert fields["turn_completed"]["outcome"] == "failed"
     assert fields["turn_completed"]["error_type"] == "OSError"
     assert fields["turn_completed"]["new_items"] == 2
     assert "Alice said" not in str(events)
 
 
-def test_a_cancelled_operation_is_no_error_in_the_log(
+def test_entries_that_cannot_be_read_are_a_repair(
     make_turn: MakeTurn, events: list[dict[str, Any]]
 ) -> None:
-    """What was cancelled was neither saved nor did it fail."""
+    """A history with corrupt entries is told as repaired, with or without other repairs."""
     turn = make_turn()
     turn.start()
-    with pytest.raises(KeyboardInterrupt), turn.operation("create_memory"):
-        raise KeyboardInterrupt
-    turn.end("cancelled")
-    assert [event["event"] for event in events] == ["turn_completed"]
+    turn.repaired("", corrupt=2)
+    turn.repaired("orphan_output: 1", corrupt=2)
+    turn.repaired("", corrupt=0)
+    assert [event["repairs"] for event in events] == [
+        "corrupt_entry: 2",
+        "orphan_output: 1, corrupt_entry: 2",
+    ]
+    turn.end("completed")
 
 
 def test_unconfigured_nothing_is_printed(
@@ -118,11 +118,8 @@ assert not logging.getLogger("session_middleware").handlers
 turn = TurnTelemetry(Telemetry(), "chat", "alice", "sqlite")
 turn.start()
 turn.contended(1)
-try:
-    with turn.operation("create_memory"):
-        raise OSError
-except OSError as error:
-    turn.end("failed", error)
+turn.event("save_failed", error_type="OSError")
+turn.end("failed", OSError())
 import structlog
 assert not structlog.is_configured()
 assert not logging.getLogger().handlers
