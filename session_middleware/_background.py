@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -115,10 +116,8 @@ def _run_exit_callbacks() -> None:
             EXIT_SECONDS,
         )
 
-    try:
+    with contextlib.suppress(Exception):  # the process is leaving; leases end by themselves
         submit(run_all()).result(EXIT_SECONDS)
-    except Exception:  # noqa: S110 - the process is leaving; leases end by themselves
-        pass
 
 
 def _forget_after_fork() -> None:

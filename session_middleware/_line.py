@@ -93,12 +93,12 @@ def _check_no_circle(place: Place, turn: InLine, holder: InLine) -> None:
             ahead.extend(held_by for _, held_by in _waits_for(other))
 
 
-async def enter(place: Place, turn: InLine, *, reject: bool, timeout: float | None) -> None:
+async def enter(place: Place, turn: InLine, *, reject: bool, patience: float | None) -> None:
     """Wait until it is this turn's time; ``leave`` must follow.
 
     Raises:
         SessionBusy: at once with ``reject`` or when waiting would never end, else after
-            ``timeout`` seconds.
+            ``patience`` seconds.
         TurnInProgress: a turn with the same idempotency key is in the line already.
     """
     with _lock:
@@ -122,7 +122,7 @@ async def enter(place: Place, turn: InLine, *, reject: bool, timeout: float | No
         waiter = _Waiter(turn, asyncio.get_running_loop())
         line.waiters.append(waiter)
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(patience):
             await asyncio.shield(asyncio.wrap_future(waiter.granted))
     except BaseException as error:
         with _lock:
@@ -136,7 +136,7 @@ async def enter(place: Place, turn: InLine, *, reject: bool, timeout: float | No
         if granted:  # it became ours while we were being cancelled: pass it on
             leave(place, turn)
         if isinstance(error, TimeoutError):
-            raise _busy(place, holder, f"Gave up waiting after {timeout:g} s.") from None
+            raise _busy(place, holder, f"Gave up waiting after {patience:g} s.") from None
         raise
 
 

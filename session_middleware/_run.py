@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from session_middleware import _background, _sdk
 from session_middleware._options import Options
@@ -30,8 +31,6 @@ def input_digest(call: RunCall) -> str:
 class Run:
     """The SDK's ``Session`` for one run of a turn."""
 
-    session_settings: Any = None
-
     def __init__(self, turn: Turn, call: RunCall) -> None:
         server_state = call.server_state
         if server_state is not None:
@@ -42,6 +41,7 @@ class Run:
         turn.made_runs += 1
         self.turn = turn
         self.session_id = turn.session_id
+        self.session_settings = getattr(call.arguments.get("session"), "session_settings", None)
         self.call = call
         self.resumes = _sdk.parked_identity(call.input) if call.resumes else None
         self._digest = "" if call.resumes else input_digest(call)
@@ -103,15 +103,6 @@ class Run:
         with self.turn.in_force(self):
             await memory.clear_session(self.session_id)
 
-    async def gate(self) -> None:
-        """Hold a resumed run back until it has its turn, before any tool or model is called.
-
-        A streamed run is under way before anything can be awaited, and a resumed one loads no
-        history: without this, a state that was resumed before would run its tools again.
-        """
-        if self.resumes is not None and self._number is None:
-            await self.prepare()
-
     # --- its life --------------------------------------------------------------------------
 
     async def prepare(self) -> None:
@@ -155,6 +146,11 @@ class Run:
         if self._left is None and self._number is None:
             self._left = self.turn.claim(self._digest)
 
+    @property
+    def gated(self) -> bool:
+        """A resumed run must have its turn before its first tool is called."""
+        return self.resumes is not None
+
     def equip(self) -> None:
         """Put session, hooks and trace correlation into the call's arguments."""
         arguments = self.call.arguments
@@ -189,6 +185,10 @@ class Run:
             usage=outcome.usage if outcome else None,
         )
 
+    async def is_over(self) -> None:
+        """What is to be awaited once the run is over."""
+        await self.turn.run_is_over(self._number)
+
 
 # --- the three ways to call it -------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class Run:
 def turn_for(session_id: str, options: Options, call: RunCall, key: str | None) -> Turn:
     """The turn a call is part of: the one in force if it is of that session, else a new one.
 
-    It is joined; one of the three functions below leaves it.
+    It is joined; ``carry_out`` leaves it.
     """
     turn = joined_turn(session_id, options)
     if turn is not None:
@@ -214,28 +214,55 @@ def turn_for(session_id: str, options: Options, call: RunCall, key: str | None) 
     return turn
 
 
-def carry_out(turn: Turn, call: RunCall) -> Any:
-    """Make the call as part of a turn that was joined, in its method's own way."""
-    if call.method == "run":
-        return run(turn, call)
-    return stream(turn, call) if call.method == "run_streamed" else run_blocking(turn, call)
+class RunOf(Protocol):
+    """What the three ways to call a Runner method need of a run."""
+
+    call: RunCall
+
+    async def prepare(self) -> None: ...
+    def prepare_streamed(self) -> None: ...
+    def equip(self) -> None: ...
+    def over(
+        self, result: Any = None, error: BaseException | None = None, *, here: bool
+    ) -> None: ...
+    async def is_over(self) -> None: ...
+    @property
+    def gated(self) -> bool: ...
 
 
-async def run(turn: Turn, call: RunCall) -> Any:
-    """``Runner.run`` as part of a turn that was joined; leaves it."""
+class TurnOf(Protocol):
+    """What they need of a turn, which they leave."""
+
+    @property
+    def options(self) -> Options: ...
+    def in_force(self, run: object | None = None) -> AbstractContextManager[None]: ...
+    async def leave(self, error: BaseException | None = None) -> None: ...
+    def leave_blocking(self, error: BaseException | None = None) -> None: ...
+    def leave_soon(self, error: BaseException | None = None) -> None: ...
+
+
+def carry_out(turn: TurnOf, make: Callable[[], RunOf], method: str) -> Any:
+    """Make a Runner call as part of a turn that was joined, in its method's own way."""
+    if method == "run":
+        return run(turn, make)
+    return stream(turn, make) if method == "run_streamed" else run_blocking(turn, make)
+
+
+async def run(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
+    """``Runner.run``."""
     error: BaseException | None = None
     try:
-        one = Run(turn, call)
+        one = make()
         with turn.in_force(one):
             await one.prepare()
-            result: Any = None
             one.equip()
             try:
-                result = await call.go()
+                result = await one.call.go()
             except BaseException as failure:
                 one.over(error=failure, here=True)
                 raise
             one.over(result, here=True)
+        await one.is_over()
         return result
     except BaseException as failure:
         error = failure
@@ -244,20 +271,21 @@ async def run(turn: Turn, call: RunCall) -> Any:
         await turn.leave(error)
 
 
-def run_blocking(turn: Turn, call: RunCall) -> Any:
-    """``Runner.run_sync`` as part of a turn that was joined; leaves it."""
+def run_blocking(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
+    """``Runner.run_sync``."""
     error: BaseException | None = None
     try:
-        one = Run(turn, call)
+        one = make()
         with turn.in_force(one):
             _background.wait(one.prepare())
             one.equip()
             try:
-                result = call.go()
+                result = one.call.go()
             except BaseException as failure:
                 one.over(error=failure, here=True)
                 raise
             one.over(result, here=True)
+        _background.wait(one.is_over())
         return result
     except BaseException as failure:
         error = failure
@@ -266,21 +294,20 @@ def run_blocking(turn: Turn, call: RunCall) -> Any:
         turn.leave_blocking(error)
 
 
-def stream(turn: Turn, call: RunCall) -> Any:
-    """``Runner.run_streamed`` as part of a turn that was joined; its run loop leaves the turn.
+def stream(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
+    """``Runner.run_streamed``; its run loop leaves the turn.
 
     The call is made in a copy of the context: its task inherits that one, and the consumer's
     own stays as it was.
     """
     context = contextvars.copy_context()
     try:
-        one = Run(turn, call)
-        result = context.run(_start_stream, one)
+        one = make()
+        result = context.run(_start_stream, turn, one)
     except BaseException as error:
         turn.leave_soon(error)
         raise
-    loop_task = result.run_loop_task
-    ending = _Ending(one, result, loop_task)
+    ending = _Ending(turn, one, result)
     result.run_loop_task = asyncio.get_running_loop().create_task(
         ending.await_run(), context=context
     )
@@ -290,20 +317,21 @@ def stream(turn: Turn, call: RunCall) -> Any:
     return result
 
 
-def _start_stream(one: Run) -> Any:
-    with one.turn.in_force(one):
+def _start_stream(turn: TurnOf, one: RunOf) -> Any:
+    with turn.in_force(one):
         one.prepare_streamed()
         one.equip()
-        return one.call.go()
+        return _sdk.go_gated(one.call, one.prepare) if one.gated else one.call.go()
 
 
 class _Ending:
     """What follows a streamed run: the end of its part in the turn, exactly once."""
 
-    def __init__(self, one: Run, result: Any, loop_task: asyncio.Task[Any]) -> None:
+    def __init__(self, turn: TurnOf, one: RunOf, result: Any) -> None:
+        self.turn = turn
         self.one = one
         self.result = result
-        self.loop_task = loop_task
+        self.loop_task: asyncio.Task[Any] = result.run_loop_task
         self.started = False
 
     async def await_run(self) -> Any:
@@ -317,7 +345,9 @@ class _Ending:
             raise
         finally:
             error = self._report(error)
-            await self.one.turn.leave(error)
+            if error is None:
+                await self.one.is_over()
+            await self.turn.leave(error)
 
     def was_never_started(self, standing_in: asyncio.Task[Any]) -> None:
         """A task that is cancelled before its first step never enters its coroutine."""
@@ -327,7 +357,7 @@ class _Ending:
         self.loop_task.add_done_callback(self._leave_late)
 
     def _leave_late(self, loop_task: asyncio.Task[Any]) -> None:
-        self.one.turn.leave_soon(self._report(asyncio.CancelledError()))
+        self.turn.leave_soon(self._report(asyncio.CancelledError()))
 
     def _report(self, error: BaseException | None) -> BaseException | None:
         result = self.result

@@ -22,14 +22,6 @@ class ScopedTurn(Protocol):
     def number(self) -> int | None: ...
 
 
-class ScopedRun(Protocol):
-    """The run of a scope."""
-
-    async def gate(self) -> None:
-        """Let the run go on once it has its session; raises where it must not."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Scope:
     """A session in force.
@@ -41,7 +33,7 @@ class Scope:
     """
 
     turn: ScopedTurn
-    run: ScopedRun | None = None
+    run: object | None = None
 
 
 _scope: ContextVar[Scope | None] = ContextVar("session_middleware.scope", default=None)

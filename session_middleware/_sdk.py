@@ -7,11 +7,12 @@ knows of stores, turns or telemetry.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
@@ -34,6 +35,7 @@ __all__ = [
     "correlate",
     "drop_new_input",
     "find_state",
+    "go_gated",
     "new_items",
     "outcome_of",
     "parked_identity",
@@ -140,13 +142,7 @@ class RunCall:
 
     @property
     def workflow_name(self) -> str:
-        config = self.arguments.get("run_config")
-        name = (
-            config.get("workflow_name")
-            if isinstance(config, dict)
-            else getattr(config, "workflow_name", None)
-        )
-        return str(name or RunConfig.workflow_name)
+        return str(_setting(self, "workflow_name") or RunConfig.workflow_name)
 
     def go(self) -> Any:
         """Make the call."""
@@ -185,17 +181,43 @@ def find_state(values: Iterable[Any]) -> RunState[Any, Any] | None:
     return next((value for value in values if isinstance(value, RunState)), None)
 
 
+def go_gated(call: RunCall, gate: Callable[[], Awaitable[None]]) -> Any:
+    """Call ``run_streamed`` so that its run loop begins only after ``gate()``.
+
+    A resumed run loads no history, so nothing of ours would be asked before its first tool. The
+    loop's task factory is ours for the length of the call, which makes just that one task.
+    """
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    results: list[Any] = []
+
+    async def gated(run_loop: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            await gate()
+        except BaseException:
+            run_loop.close()
+            results[0].cancel()  # wakes up whoever waits for events
+            raise
+        return await run_loop
+
+    def factory(of: Any, run_loop: Any, **options: Any) -> Any:
+        work = gated(run_loop)
+        return before(of, work, **options) if before else asyncio.Task(work, loop=of, **options)
+
+    loop.set_task_factory(factory)
+    try:
+        results.append(call.go())
+    finally:
+        loop.set_task_factory(before)
+    return results[0]
+
+
 def drop_new_input(call: RunCall, dropped: Callable[[], bool]) -> None:
     """Let the run leave out its new input if ``dropped()`` says so when the history is loaded.
 
     For a streamed run, whose input must be handed over before anything can be awaited.
     """
-    config = call.arguments.get("run_config")
-    given = (
-        config.get("session_input_callback")
-        if isinstance(config, dict)
-        else getattr(config, "session_input_callback", None)
-    )
+    given = _setting(call, "session_input_callback")
 
     async def merge(history: list[Any], new: list[Any]) -> list[Any]:
         if dropped():
@@ -205,20 +227,28 @@ def drop_new_input(call: RunCall, dropped: Callable[[], bool]) -> None:
         merged = given(history, new)
         return list(await merged if inspect.isawaitable(merged) else merged)
 
-    call.arguments["run_config"] = _changed(config, session_input_callback=merge)
+    _change_settings(call, session_input_callback=merge)
 
 
 # --- tracing -------------------------------------------------------------------------------
 
 
-def _changed(config: Any, **changes: Any) -> Any:
-    """The run config with changes; a dict or none stays a dict.
+def _setting(call: RunCall, name: str) -> Any:
+    """A setting of the call's run config, which may be an object, a dict or none."""
+    config = call.arguments.get("run_config")
+    return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+
+
+def _change_settings(call: RunCall, **changes: Any) -> None:
+    """Change the call's run config; a dict or none stays a dict.
 
     Making an object of them would change who closes the model provider.
     """
+    config = call.arguments.get("run_config")
     if config is None or isinstance(config, dict):
-        return {**(config or {}), **changes}
-    return dataclasses.replace(config, **changes)
+        call.arguments["run_config"] = {**(config or {}), **changes}
+    else:
+        call.arguments["run_config"] = dataclasses.replace(config, **changes)
 
 
 def trace_here() -> tuple[str, str | None] | None:
@@ -244,16 +274,14 @@ def correlate(call: RunCall, metadata: dict[str, str]) -> tuple[Any, str | None]
     session_id = metadata["session_id"]
     outer = trace_here()
     if outer is not None:
-        span = sdk_span("session", data=dict(metadata))
+        span: Any = sdk_span("session", data=dict(metadata))
         span.start(mark_as_current=True)
         return span, outer[1] if outer[1] != session_id else None
     if not call.resumes:  # a resumed run goes on in its own trace, unchanged
-        config = call.arguments.get("run_config")
-        given = config.get if isinstance(config, dict) else lambda name: getattr(config, name, None)
-        call.arguments["run_config"] = _changed(
-            config,
-            group_id=given("group_id") or session_id,
-            trace_metadata={**metadata, **(given("trace_metadata") or {})},
+        _change_settings(
+            call,
+            group_id=_setting(call, "group_id") or session_id,
+            trace_metadata={**metadata, **(_setting(call, "trace_metadata") or {})},
         )
     return None, None
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from session_middleware import _background, _line, history
 from session_middleware._options import Options
-from session_middleware._scope import Scope, ScopedRun, current_scope, in_force
+from session_middleware._scope import Scope, current_scope, in_force
 from session_middleware.errors import (
     ConflictingMemory,
     IdempotencyConflict,
@@ -156,7 +156,7 @@ class Turn:
         return True
 
     @contextmanager
-    def in_force(self, run: ScopedRun | None = None) -> Iterator[None]:
+    def in_force(self, run: object | None = None) -> Iterator[None]:
         """Put the turn in force for this block: as the scope, for the memory, and for tracing."""
         with in_force(Scope(self, run)), holding(self), self.telemetry.attached():
             yield
@@ -228,17 +228,17 @@ class Turn:
     async def _take(self) -> None:
         options = self.options
         reject = options.on_busy == "reject"
-        timeout = options.wait_timeout or 2 * self.store.lease_seconds
-        if timeout == float("inf"):
-            timeout = None
+        patience: float | None = options.wait_timeout or 2 * self.store.lease_seconds
+        if patience == float("inf"):
+            patience = None
         began = time.monotonic()
         try:
-            await _line.enter(self._place, self, reject=reject, timeout=timeout)
+            await _line.enter(self._place, self, reject=reject, patience=patience)
         except SessionBusy as busy:
             self.telemetry.contended(busy.turn)
             raise
         try:
-            self._holds(await self._lease(began, reject, timeout))
+            self._holds(await self._lease(began, reject, patience))
         except MemoryUnavailable as error:
             if not self._may_forget("load_failed", error):
                 _line.leave(self._place, self)
@@ -248,7 +248,7 @@ class Turn:
             raise
         self.telemetry.taken(self.number or 0, time.monotonic() - began)
 
-    async def _lease(self, began: float, reject: bool, timeout: float | None) -> Taken:
+    async def _lease(self, began: float, reject: bool, patience: float | None) -> Taken:
         """Ask the memory for the session until it is free, with growing pauses."""
         request = TakeTurn(
             self.session_id,
@@ -266,10 +266,10 @@ class Turn:
                     contended = True
                     self.telemetry.contended(busy.turn)
                 waited = time.monotonic() - began
-                if reject or (timeout is not None and waited >= timeout):
+                if reject or (patience is not None and waited >= patience):
                     raise
                 pause = min(0.5, max(0.005, waited / 8)) * random.uniform(0.5, 1.5)  # noqa: S311
-                await asyncio.sleep(pause if timeout is None else min(pause, timeout - waited))
+                await asyncio.sleep(pause if patience is None else min(pause, patience - waited))
 
     async def _take_whole(self, request: TakeTurn) -> Taken:
         """Take the session; cancelled meanwhile, give it back."""

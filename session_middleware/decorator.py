@@ -175,7 +175,7 @@ class _IdSource:
             found = self._argument("session_id", args, kwargs, instance)
         if found is MISSING and isinstance(self.given, str):
             found = self._argument(self.given, args, kwargs, instance)
-        elif found is MISSING and self.given is not None:
+        elif found is MISSING and callable(self.given):
             found = self.given(*args, **kwargs)
         return found, check_key(key), kwargs
 
@@ -282,7 +282,7 @@ class _AroundRunner(_Around):
 
     def _carry_out(self, session_id: Any, key: str | None, call: _sdk.RunCall) -> Any:
         turn = _run.turn_for(self._session_id(session_id), self.options, call, key)
-        return _run.carry_out(turn, call)
+        return _run.carry_out(turn, lambda: _run.Run(turn, call), self.method)
 
 
 MakeTurn = Callable[[], Turn]

@@ -10,8 +10,8 @@ import logging
 from typing import Any
 
 from session_middleware import _sdk
-from session_middleware._scope import current_scope
 from session_middleware._turn import turn_here
+from session_middleware.telemetry import TurnTelemetry
 
 _log = logging.getLogger("session_middleware")
 
@@ -30,18 +30,21 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
 
     def __init__(self, *hooks: _sdk.RunHooks[Any]) -> None:
         self._hooks = hooks
+        self._telemetry: TurnTelemetry | None = None
 
     @classmethod
-    def around(cls, hooks: Any) -> Any:
-        """These hooks composed with ours; what is no hooks object is left for the SDK to refuse."""
-        if hooks is None:
-            return cls()
-        if isinstance(hooks, cls) or not hasattr(hooks, "on_agent_start"):
+    def around(cls, hooks: Any, telemetry: TurnTelemetry | None = None) -> Any:
+        """These hooks composed with ours; what is no hooks object is left for the SDK to refuse.
+
+        ``telemetry`` is reported to where no turn is in force.
+        """
+        if isinstance(hooks, cls) or (hooks is not None and not hasattr(hooks, "on_agent_start")):
             return hooks
-        return cls(hooks)
+        composed = cls() if hooks is None else cls(hooks)
+        composed._telemetry = telemetry
+        return composed
 
     async def on_agent_start(self, context: Any, agent: Any) -> None:
-        await _gate()
         await self._user("on_agent_start", context, agent)
         self._report("agent", name=getattr(agent, "name", None))
 
@@ -51,7 +54,6 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
     async def on_llm_start(
         self, context: Any, agent: Any, system_prompt: Any, input_items: Any
     ) -> None:
-        await _gate()
         await self._user("on_llm_start", context, agent, system_prompt, input_items)
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
@@ -64,7 +66,6 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
         )
 
     async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:
-        await _gate()
         await self._user("on_tool_start", context, agent, tool)
 
     async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
@@ -84,15 +85,10 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
     def _report(self, kind: str, **fields: Any) -> None:
         try:
             turn = turn_here()
-            if turn is not None:
+            if self._telemetry is not None:
+                self._telemetry.reported(kind, **fields)
+            elif turn is not None:
                 turn.traced(_sdk.trace_here())
                 turn.telemetry.reported(kind, **fields)
         except Exception:
             _log.debug("a session hook failed", exc_info=True)
-
-
-async def _gate() -> None:
-    """A run that must not go on is stopped here, as any hook can stop one."""
-    scope = current_scope()
-    if scope is not None and scope.run is not None:
-        await scope.run.gate()

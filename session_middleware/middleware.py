@@ -11,10 +11,10 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, Unpack
 
-from session_middleware import _background, _run, _sdk
+from session_middleware import _background, _observe, _run, _sdk
 from session_middleware._options import (
     MemoryOption,
     Options,
@@ -74,31 +74,37 @@ class _Intercepted:
         self.call = _sdk.bind(method, wrapped, args, kwargs)
 
     def go(self) -> Any:
-        if self.method == "run":
-            return self._go_async()
-        turn = self._turn()
-        if turn is None:
-            return self.call.go()
-        return _run.carry_out(turn, self.call)
+        return self._go_async() if self.method == "run" else self._carry_out()
 
     async def _go_async(self) -> Any:
-        turn = self._turn()
-        return await (self.call.go() if turn is None else _run.run(turn, self.call))
+        return await self._carry_out()
 
-    def _turn(self) -> Turn | None:
-        """The turn this call is part of, joined; None for a call that is not ours."""
+    def _carry_out(self) -> Any:
+        call = self.call
         if disabled() or self.session_id is None:
-            return None
-        session = self.call.arguments.get("session")
+            return call.go()
+        session = call.arguments.get("session")
         if isinstance(session, _run.Run):
-            return None  # the inner call of a run that has its session
-        view = session if isinstance(session, SessionView) else None
-        if session is not None and view is None:
-            if self.session_id is not MISSING:
-                raise ConflictingMemory(
-                    "the call has a session_id and a session= of its own: leave one out"
-                )
-            return self._observed(session)
+            return call.go()  # the inner call of a run that has its session
+        if session is not None and not isinstance(session, SessionView):
+            return self._with_session_of_the_users(session)
+        turn = self._turn(session)
+        if turn is None:
+            return call.go()
+        return _run.carry_out(turn, lambda: _run.Run(turn, call), self.method)
+
+    def _with_session_of_the_users(self, session: Any) -> Any:
+        """Somebody else's session: respected, and watched where that was asked for."""
+        if self.session_id is not MISSING:
+            raise ConflictingMemory(
+                "the call has a session_id and a session= of its own: leave one out"
+            )
+        if _installation is None or not _installation.observe or _observe.is_observed(session):
+            return self.call.go()
+        return _observe.carry_out(session, self.call, _installation.options)
+
+    def _turn(self, view: SessionView | None) -> Turn | None:
+        """The turn this call is part of, joined; None for a call that is not ours."""
         if view is not None:
             if self.session_id not in (MISSING, view.session_id):
                 raise ConflictingMemory(
@@ -140,9 +146,6 @@ class _Intercepted:
 
     def _of(self, session_id: str, options: Options) -> Turn:
         return _run.turn_for(session_id, options, self.call, check_key(self.key))
-
-    def _observed(self, session: Any) -> None:
-        """Somebody else's session: respected, and watched where that was asked for."""
 
 
 def check_key(key: object) -> str | None:
@@ -341,10 +344,8 @@ class session_scope:  # noqa: N801 - used like a function
         self._force.__enter__()
 
     def _withdraw(self) -> None:
-        try:
+        with suppress(ValueError):  # left in another context than entered, which ends with that
             self._force.__exit__(None, None, None)
-        except ValueError:
-            pass  # left in another context than entered, which ends with that context
 
     async def __aenter__(self) -> Self:
         turn = self._enter()

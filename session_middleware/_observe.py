@@ -1,0 +1,151 @@
+"""Runs that bring a session of another kind: the same traces, metrics and events, nothing else.
+
+Their session stays who it is. The SDK is handed a proxy that passes for it in every way: its
+class, its extra methods, and the signatures of the ones that are watched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import wrapt
+
+from session_middleware import _run, _sdk
+from session_middleware._options import Options
+from session_middleware._sdk import RunCall
+from session_middleware.hooks import SessionRunHooks
+from session_middleware.telemetry import TurnTelemetry
+
+OPERATIONS = {
+    "get_items": "search_memory",
+    "add_items": "create_memory",
+    "pop_item": "delete_memory",
+    "clear_session": "delete_memory",
+}
+
+
+class ObservedSession(wrapt.BaseObjectProxy[Any]):
+    """A session of the user's whose operations are seen."""
+
+    def __init__(self, session: Any, telemetry: TurnTelemetry) -> None:
+        super().__init__(session)
+        self._self_telemetry = telemetry
+        self._self_stored = 0
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name in OPERATIONS and callable(value):
+            return wrapt.FunctionWrapper(value, self._self_watched)
+        return value
+
+    async def _self_watched(self, method: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        name = method.__name__
+        with self._self_telemetry.operation(OPERATIONS[name]) as operation:
+            result = await method(*args, **kwargs)
+            if name == "add_items":
+                operation.count = len(args[0] if args else kwargs.get("items", ()))
+                self._self_stored += operation.count
+            elif name == "get_items":
+                operation.count = len(result)
+                self._self_telemetry.history(len(result), None, None)
+        return result
+
+    def __copy__(self) -> Any:
+        return ObservedSession(copy.copy(self.__wrapped__), self._self_telemetry)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return ObservedSession(copy.deepcopy(self.__wrapped__, memo), self._self_telemetry)
+
+
+class _ObservedTurn:
+    """Stands where a turn stands, for a run whose session is not ours."""
+
+    def __init__(self, options: Options, telemetry: TurnTelemetry) -> None:
+        self.options = options
+        self.telemetry = telemetry
+        self.run: _ObservedRun | None = None
+
+    @contextmanager
+    def in_force(self, run: object | None = None) -> Iterator[None]:
+        with self.telemetry.attached():
+            yield
+
+    async def leave(self, error: BaseException | None = None) -> None:
+        self.leave_soon(error)
+
+    def leave_blocking(self, error: BaseException | None = None) -> None:
+        self.leave_soon(error)
+
+    def leave_soon(self, error: BaseException | None = None) -> None:
+        if error is None:
+            outcome = "completed"
+        else:
+            outcome = "failed" if isinstance(error, Exception) else "cancelled"
+        self.telemetry.end(
+            outcome,
+            error,
+            new_items=0 if self.run is None else self.run.session._self_stored,
+            usage=None if self.run is None else self.run.usage,
+        )
+
+
+class _ObservedRun:
+    gated = False
+
+    def __init__(self, turn: _ObservedTurn, call: RunCall, session: ObservedSession) -> None:
+        self.turn = turn
+        self.call = call
+        self.session = session
+        self.usage: dict[str, int] | None = None
+        self._span: Any = None
+        turn.run = self
+
+    async def prepare(self) -> None:
+        """Nothing is taken: the session is not ours."""
+
+    def prepare_streamed(self) -> None:
+        """Likewise."""
+
+    async def is_over(self) -> None:
+        """Likewise."""
+
+    def equip(self) -> None:
+        arguments = self.call.arguments
+        arguments["session"] = self.session
+        arguments["hooks"] = SessionRunHooks.around(arguments.get("hooks"), self.turn.telemetry)
+        self._span, mismatch = _sdk.correlate(self.call, self.turn.telemetry.trace_metadata())
+        if mismatch is not None:
+            self.turn.telemetry.event("outer_trace_group_mismatch")
+
+    def over(self, result: Any = None, error: BaseException | None = None, *, here: bool) -> None:
+        if self._span is not None:
+            self._span.finish(reset_current=here)
+        if error is None:
+            self.usage = _sdk.outcome_of(result).usage
+
+
+def is_observed(session: Any) -> bool:
+    """Whether this session is watched already, by a run around this one."""
+    return type(session) is ObservedSession
+
+
+def carry_out(session: Any, call: RunCall, options: Options) -> Any:
+    """Make a Runner call that brings its own session, and watch it."""
+    try:
+        session_id = str(session.session_id)
+    except Exception:  # some sessions have no id before their first use: nothing to group by
+        return call.go()
+    telemetry = TurnTelemetry(
+        options.telemetry,
+        name=call.workflow_name,
+        session_id=session_id,
+        backend=type(session).__name__,
+        streaming=call.method == "run_streamed",
+    )
+    telemetry.start()
+    turn = _ObservedTurn(options, telemetry)
+    observed = ObservedSession(session, telemetry)
+    return _run.carry_out(turn, lambda: _ObservedRun(turn, call, observed), call.method)
