@@ -74,7 +74,7 @@ class Fault:
         position: the index of the entry in the history, from 0.
         kind: what is wrong with it, and so what repair does:
 
-            - not_an_item: no JSON object, or one whose type is no string; it is dropped.
+            - not_an_item: no JSON object, or its type or call id is no string; it is dropped.
             - lost_program: made by a program that is not before it; it is dropped.
             - orphan_output: an output (or approval response) without a call; it is dropped.
             - misplaced_output: it stands before its call, or an input message stands between
@@ -134,6 +134,15 @@ def _mended(items: Iterable[object]) -> tuple[list[_Item], list[Fault]]:
 
 
 # --- what an item is -----------------------------------------------------------------------
+
+
+def _is_item(entry: object) -> TypeGuard[_Item]:
+    if not isinstance(entry, dict):
+        return False
+    kind = entry.get("type")
+    if not isinstance(kind, str):
+        return kind is None
+    return kind not in _ID_FIELDS or isinstance(entry.get(_ID_FIELDS[kind]), str | None)
 
 
 def _is_input_message(item: _Item) -> bool:
@@ -276,7 +285,7 @@ def _take(stretches: dict[int, deque[int]], stretch: int) -> int:
 def _only_items(items: Iterable[object], faults: list[Fault]) -> list[_Entry]:
     entries: list[_Entry] = []
     for position, item in enumerate(items):
-        if isinstance(item, dict) and isinstance(item.get("type", ""), str | None):
+        if _is_item(item):
             entries.append((position, item))
         else:
             faults.append(Fault(position, "not_an_item"))

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+from histories import assistant, call, output, user
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,22 +26,6 @@ from session_middleware.history import (
     token_budget,
     up_to_last_output,
 )
-
-
-def user(text: str = "u") -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str = "a") -> dict[str, Any]:
-    return {"type": "message", "role": "assistant", "content": text}
-
-
-def call(call_id: str) -> dict[str, Any]:
-    return {"type": "function_call", "call_id": call_id, "name": "f", "arguments": "{}"}
-
-
-def output(call_id: str) -> dict[str, Any]:
-    return {"type": "function_call_output", "call_id": call_id, "output": "ok"}
 
 
 def turns_of(*sizes: int, first: int = 1) -> list[Turn]:
