@@ -21,6 +21,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from stored import own_loop
 
 # Set before anything reads them: a developer's own key must never reach a test, and no test
 # depends on what a machine happens to have in its environment.
@@ -193,3 +194,10 @@ def each_memory(request: pytest.FixtureRequest) -> Any:
     from session_middleware import InMemorySessionMemory
 
     return InMemorySessionMemory()
+
+
+@pytest.fixture
+def do() -> Iterator[Any]:
+    """For tests without an event loop of their own: ``do(awaitable)`` gives its outcome."""
+    with own_loop() as run:
+        yield run

@@ -6,7 +6,9 @@ one tool. Text is added where a test needs to know whose item it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from agents import FunctionTool, Runner, function_tool
@@ -89,3 +91,19 @@ async def consumed(result: Any) -> Any:
     async for _ in result.stream_events():
         pass
     return result
+
+
+@contextmanager
+def own_loop() -> Iterator[Callable[[Awaitable[Any]], Any]]:
+    """An event loop for this thread, closed afterwards; gives what runs a coroutine in it.
+
+    ``Runner.run_sync`` would make one and leave it open.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield loop.run_until_complete
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        loop.close()
