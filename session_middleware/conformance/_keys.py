@@ -1,0 +1,132 @@
+"""The same idempotency key is the same work: done once, told to whoever comes again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from session_middleware.conformance._histories import given_a_memory
+from session_middleware.conformance._items import assistant, call, output, user
+from session_middleware.conformance._turns import TurnFactory, end, one_turn, refused, take
+from session_middleware.errors import (
+    DuplicateTurn,
+    IdempotencyConflict,
+    SessionBusy,
+    TurnInProgress,
+)
+from session_middleware.memory import CarriedRun, Taken, TurnState
+
+
+class KeysConformance(TurnFactory):
+    """Idempotency keys."""
+
+    @given_a_memory
+    async def test_a_key_that_was_done_is_a_duplicate(self, memory: Any) -> None:
+        """Completed or awaiting approval: DuplicateTurn, with the turn and what it stored."""
+        states: tuple[TurnState, ...] = ("completed", "awaiting_approval")
+        for state in states:
+            taken = await take(memory, state, idempotency_key="k", input_digest="d")
+            await memory.append_items(taken.lease, 1, 0, [user("1"), assistant("2")])
+            await end(memory, taken, state)
+            await one_turn(memory, [user("between")], state)
+            duplicate = await refused(
+                DuplicateTurn, take(memory, state, idempotency_key="k", input_digest="d")
+            )
+            assert duplicate.turn == taken.lease.turn
+            assert duplicate.items == [user("1"), assistant("2")]
+            assert (await memory.turns(state))[-1].idempotency_key == "k"
+
+    @given_a_memory
+    async def test_a_key_that_is_running_is_in_progress(self, memory: Any) -> None:
+        """While the turn with the key runs, the same key is TurnInProgress at once."""
+        held = await take(memory, idempotency_key="k")
+        error = await refused(TurnInProgress, take(memory, idempotency_key="k"))
+        assert error.turn == held.lease.turn
+        assert error.since is not None
+        await refused(SessionBusy, take(memory, idempotency_key="another"))
+        await refused(SessionBusy, take(memory))
+        await end(memory, held)
+
+    @given_a_memory
+    async def test_a_key_comes_with_one_input(self, memory: Any) -> None:
+        """The same key with another input is a conflict; an unknown input never is."""
+        taken = await take(memory, idempotency_key="k", input_digest="d")
+        await refused(IdempotencyConflict, take(memory, idempotency_key="k", input_digest="other"))
+        await refused(TurnInProgress, take(memory, idempotency_key="k"))
+        await end(memory, taken)
+        await refused(IdempotencyConflict, take(memory, idempotency_key="k", input_digest="other"))
+        await refused(DuplicateTurn, take(memory, idempotency_key="k"))
+
+    @given_a_memory
+    async def test_a_key_is_the_sessions_own(self, memory: Any) -> None:
+        """The same key in another session is another turn."""
+        await end(memory, await take(memory, "a", idempotency_key="k"))
+        assert (await take(memory, "b", idempotency_key="k")).lease.turn == 1
+
+    @given_a_memory
+    async def test_a_key_that_failed_is_retried(self, memory: Any) -> None:
+        """Its runs move to the new turn; the old one keeps its record, as replaced and empty."""
+        states: tuple[TurnState, ...] = ("failed", "cancelled")
+        for state in states:
+            await one_turn(memory, [user("old"), assistant("old")], state)
+            first = await take(memory, state, idempotency_key="k", input_digest="d")
+            done = [user("1"), call("f"), output("f")]
+            await memory.append_items(first.lease, 1, 0, done, input_digest="run-1")
+            await memory.append_items(first.lease, 2, 0, [user("2")])
+            await end(memory, first, state, runs={1: "completed", 2: "failed"})
+            await memory.append_to_session(state, [user("between"), assistant("b")])
+            again = await take(memory, state, idempotency_key="k", input_digest="d")
+            assert again.lease.turn == first.lease.turn + 2
+            assert again.resumed is False
+            assert again.next_run == 3
+            assert again.carried == (
+                CarriedRun(1, "run-1", 3, has_outputs=True),
+                CarriedRun(2, None, 1, has_outputs=False),
+            )
+            items = await memory.load_items(state, turn=again.lease.turn)
+            assert items == [*done, user("2")]
+            assert await memory.retry_run(again.lease, 1, 3) == 3
+            assert await memory.retry_run(again.lease, 2, 4) == 0
+            await memory.append_items(again.lease, 3, 3, [assistant("1")])
+            await end(memory, again, runs={3: "completed"})
+            records = {record.turn: record for record in await memory.turns(state)}
+            replaced, newest = records[first.lease.turn], records[again.lease.turn]
+            assert (replaced.state, replaced.item_count, replaced.items) == ("replaced", 0, [])
+            assert (replaced.idempotency_key, newest.idempotency_key) == ("k", "k")
+            assert (newest.state, newest.items) == ("completed", [*done, assistant("1")])
+            assert (await memory.load_session(state))[-4:] == [*done, assistant("1")]
+            assert (await memory.load_session(state))[2:4] == [user("between"), assistant("b")]
+            duplicate = await refused(DuplicateTurn, take(memory, state, idempotency_key="k"))
+            assert duplicate.turn == again.lease.turn
+
+    @given_a_memory
+    async def test_a_key_whose_turn_was_released_is_retried(self, memory: Any) -> None:
+        """An abandoned turn is no outcome: the next one with its key carries what it left."""
+        first = await take(memory, idempotency_key="k")
+        await memory.append_items(first.lease, 1, 0, [user("1")], input_digest="d")
+        await memory.release("s")
+        again = await take(memory, idempotency_key="k")
+        assert again.carried == (CarriedRun(1, "d", 1, has_outputs=False),)
+        await self.assert_lost(memory, first.lease)
+        await end(memory, again)
+
+    @given_a_memory
+    async def test_a_refused_retry_changes_nothing(self, memory: Any) -> None:
+        """While another turn holds the session, a failed turn is not yet replaced."""
+        first = await take(memory, idempotency_key="k")
+        await memory.append_items(first.lease, 1, 0, [user("1")])
+        await end(memory, first, "failed")
+        held = await take(memory)
+        await refused(SessionBusy, take(memory, idempotency_key="k"))
+        assert (await memory.turns("s"))[1].state == "failed"
+        await end(memory, held)
+        assert len((await take(memory, idempotency_key="k")).carried) == 1
+
+    @given_a_memory
+    async def test_of_many_with_one_key_one_runs(self, memory: Any) -> None:
+        """When the same key comes many times at once, one has the turn, the others are told."""
+        outcomes = await asyncio.gather(
+            *(take(memory, idempotency_key="k") for _ in range(12)), return_exceptions=True
+        )
+        assert sum(isinstance(outcome, Taken) for outcome in outcomes) == 1
+        assert sum(isinstance(outcome, TurnInProgress) for outcome in outcomes) == 11
