@@ -80,6 +80,17 @@ def as_memory_error(error: BaseException, path: str) -> BaseException:
     return wrapped
 
 
+class Outcome(asyncio.Future[T]):
+    """What a function in a group returned or raised; cancelling whoever awaits it waits for it.
+
+    A write that has begun is not torn: asyncio is told that this future cannot be cancelled,
+    and raises the cancellation in the waiting task once the future is done.
+    """
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
+
+
 @dataclass(slots=True, eq=False)
 class _Member(Generic[T]):
     """One function to run in a group, and who waits for what it returns."""
@@ -87,7 +98,7 @@ class _Member(Generic[T]):
     work: Callable[[sqlite3.Connection], T]
     keep: bool
     deadline: float
-    waiter: asyncio.Future[T]
+    waiter: Outcome[T]
     result: T | None = None
     error: BaseException | None = None
 
@@ -188,7 +199,7 @@ class ConnectionQueue:
         *,
         keep: bool = False,
         timeout: float | None = None,
-    ) -> asyncio.Future[T]:
+    ) -> Outcome[T]:
         """Let ``work`` run in the next group; the future is of the caller's running loop.
 
         Args:
@@ -199,7 +210,7 @@ class ConnectionQueue:
             MemoryClosed: the queue is closed.
         """
         patience = self._timeout if timeout is None else timeout
-        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiter: Outcome[T] = Outcome(loop=asyncio.get_running_loop())
         member = _Member(work, keep, time.monotonic() + patience, waiter)
         with self._lock:
             if self._closed:
@@ -366,8 +377,6 @@ class ConnectionQueue:
 
 def _set_outcomes(members: Sequence[_Member[Any]]) -> None:
     for member in members:
-        if member.waiter.done():
-            continue
         if member.error is not None:
             member.waiter.set_exception(member.error)
         else:

@@ -103,12 +103,13 @@ class SQLiteSessionMemory(TurnMemory):
         """Take the session, or say why not; never wait for its holder."""
         check_session_id(request.session_id)
         work = partial(writing.take, request=request, lease=self.lease_seconds)
-        taking, cancelled = await _background.settle(self._file.writes.submit(work))
-        if cancelled is not None:
+        taking = self._file.writes.submit(work)
+        try:
+            taken, key = await taking
+        except asyncio.CancelledError:
             if taking.exception() is None:
                 await self._give_back(taking.result()[0], request)
-            raise cancelled
-        taken, key = taking.result()
+            raise
         self._file.leases.add(taken.lease.token, key)
         return taken
 
@@ -283,10 +284,15 @@ class SQLiteSessionMemory(TurnMemory):
 
     async def _write(self, work: Callable[[Any], T], *, keep: bool = False) -> T:
         """Do ``work`` in the next group; a cancellation waits for its outcome."""
-        return await _background.finish(self._file.writes.submit(work, keep=keep))
+        outcome = self._file.writes.submit(work, keep=keep)
+        try:
+            return await outcome
+        except asyncio.CancelledError:
+            outcome.exception()  # looked at, so that nobody warns of it
+            raise
 
     async def _read(self, work: Callable[[Any], T]) -> T:
-        return await self._file.reads.submit(work)
+        return await asyncio.shield(self._file.reads.submit(work))
 
 
 def _seconds(name: str, value: object) -> float:
