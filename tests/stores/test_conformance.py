@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +14,14 @@ pytest.register_assert_rewrite("session_middleware.conformance")
 
 from session_middleware.conformance import (  # noqa: E402 - after the rewriting is asked for
     MemoryConformance,
+    SharedStorageConformance,
     TurnConformance,
     TurnMemoryConformance,
 )
 from session_middleware.memory import Item, SessionMemory, SupportsTurns  # noqa: E402
 from session_middleware.stores.flat import FlatTurns  # noqa: E402
 from session_middleware.stores.in_memory import InMemorySessionMemory  # noqa: E402
+from session_middleware.stores.sqlite import SQLiteSessionMemory  # noqa: E402
 
 
 class SixMethods(SessionMemory):
@@ -60,3 +65,27 @@ class TestFlatTurns(TurnConformance):
 class TestInMemory(TurnMemoryConformance):
     def make_memory(self) -> SessionMemory:
         return InMemorySessionMemory()
+
+
+class TestSQLite(SharedStorageConformance):
+    @pytest.fixture(autouse=True)
+    def in_a_folder(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "chat.db"
+
+    def make_memory(self) -> SessionMemory:
+        return SQLiteSessionMemory(self.path)
+
+    def make_peer(self, memory: SessionMemory) -> SessionMemory:
+        return SQLiteSessionMemory(self.path)
+
+    async def expire(self, memory: SessionMemory, session_id: str) -> None:
+        """Behind the memory's back, as the clock would."""
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(
+                "UPDATE session SET lease_until = 1 WHERE session_id = ?", (session_id,)
+            )
+
+
+class TestSQLiteWithoutAFile(TurnMemoryConformance):
+    def make_memory(self) -> SessionMemory:
+        return SQLiteSessionMemory(":memory:")
