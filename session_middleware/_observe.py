@@ -7,8 +7,7 @@ class, its extra methods, and the signatures of the ones that are watched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import wrapt
@@ -60,18 +59,21 @@ class ObservedSession(wrapt.BaseObjectProxy[Any]):
         return ObservedSession(copy.deepcopy(self.__wrapped__, memo), self._self_telemetry)
 
 
-class _ObservedTurn:
-    """Stands where a turn stands, for a run whose session is not ours."""
+class _ObservedRun:
+    """A run whose session is not ours; also its own seat, for there is no turn to take part in."""
 
-    def __init__(self, options: Options, telemetry: TurnTelemetry) -> None:
-        self.options = options
+    gated = False
+    cancels_on_departure = False
+
+    def __init__(self, call: RunCall, session: ObservedSession, telemetry: TurnTelemetry) -> None:
+        self.call = call
+        self.session = session
         self.telemetry = telemetry
-        self.run: _ObservedRun | None = None
+        self._usage: dict[str, int] | None = None
+        self._span: Any = None
 
-    @contextmanager
-    def in_force(self, run: object | None = None) -> Iterator[None]:
-        with self.telemetry.attached():
-            yield
+    def in_force(self) -> AbstractContextManager[None]:
+        return self.telemetry.attached()
 
     async def leave(self, error: BaseException | None = None) -> None:
         self.leave_soon(error)
@@ -84,24 +86,7 @@ class _ObservedTurn:
             outcome = "completed"
         else:
             outcome = "failed" if isinstance(error, Exception) else "cancelled"
-        self.telemetry.end(
-            outcome,
-            error,
-            new_items=0 if self.run is None else self.run.session._self_stored,
-            usage=None if self.run is None else self.run.usage,
-        )
-
-
-class _ObservedRun:
-    gated = False
-
-    def __init__(self, turn: _ObservedTurn, call: RunCall, session: ObservedSession) -> None:
-        self.turn = turn
-        self.call = call
-        self.session = session
-        self.usage: dict[str, int] | None = None
-        self._span: Any = None
-        turn.run = self
+        self.telemetry.end(outcome, error, new_items=self.session._self_stored, usage=self._usage)
 
     async def prepare(self) -> None:
         """Nothing is taken: the session is not ours."""
@@ -115,16 +100,16 @@ class _ObservedRun:
     def equip(self) -> None:
         arguments = self.call.arguments
         arguments["session"] = self.session
-        arguments["hooks"] = SessionRunHooks.around(arguments.get("hooks"), self.turn.telemetry)
-        self._span, mismatch = _sdk.correlate(self.call, self.turn.telemetry.trace_metadata())
+        arguments["hooks"] = SessionRunHooks.around(arguments.get("hooks"), self.telemetry)
+        self._span, mismatch = _sdk.correlate(self.call, self.telemetry.trace_metadata())
         if mismatch is not None:
-            self.turn.telemetry.event("outer_trace_group_mismatch")
+            self.telemetry.event("outer_trace_group_mismatch")
 
     def over(self, result: Any = None, error: BaseException | None = None, *, here: bool) -> None:
         if self._span is not None:
             self._span.finish(reset_current=here)
         if error is None:
-            self.usage = _sdk.outcome_of(result).usage
+            self._usage = _sdk.outcome_of(result).usage
 
 
 def is_observed(session: Any) -> bool:
@@ -146,6 +131,5 @@ def carry_out(session: Any, call: RunCall, options: Options) -> Any:
         streaming=call.method == "run_streamed",
     )
     telemetry.start()
-    turn = _ObservedTurn(options, telemetry)
-    observed = ObservedSession(session, telemetry)
-    return _run.carry_out(turn, lambda: _ObservedRun(turn, call, observed), call.method)
+    one = _ObservedRun(call, ObservedSession(session, telemetry), telemetry)
+    return _run.carry_out(one, lambda: one, call.method)

@@ -13,10 +13,12 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from session_middleware import _background, _sdk
+from session_middleware._account import LeftRun
 from session_middleware._options import Options
 from session_middleware._redaction import Redaction
 from session_middleware._sdk import RunCall
-from session_middleware._turn import LeftRun, Turn, joined_turn
+from session_middleware._seat import Seat
+from session_middleware._turn import Turn
 from session_middleware.errors import ConflictingMemory, MemoryUnavailable
 from session_middleware.history import digest, holds_output
 from session_middleware.hooks import SessionRunHooks
@@ -38,7 +40,7 @@ class Run:
                 f"{server_state} leaves the history to the model's provider, a session keeps it "
                 "here: use one of the two"
             )
-        turn.made_runs += 1
+        turn.account.made += 1
         self.turn = turn
         self.session_id = turn.session_id
         self.session_settings = getattr(call.arguments.get("session"), "session_settings", None)
@@ -136,7 +138,7 @@ class Run:
             else:
                 self._claim()
             self._number = turn.next_run()
-            turn.starts(self._number)
+            turn.account.starts(self._number)
             if self._left is not None:
                 self._position = await turn.take_over(self._left, self._number)
                 self._outputs = self._position > 0
@@ -144,7 +146,16 @@ class Run:
 
     def _claim(self) -> None:
         if self._left is None and self._number is None:
-            self._left = self.turn.claim(self._digest)
+            self._left = self.turn.account.claim(self._digest)
+
+    def in_force(self) -> AbstractContextManager[None]:
+        """Put the turn in force for this run."""
+        return self.turn.in_force(self)
+
+    @property
+    def cancels_on_departure(self) -> bool:
+        """Whether the run is cancelled when the consumer leaves its stream."""
+        return self.turn.options.on_departure == "cancel"
 
     @property
     def gated(self) -> bool:
@@ -175,7 +186,7 @@ class Run:
         left = None
         if error is not None and self._number is not None and self._position > 0:
             left = LeftRun(self._number, self._digest, self._outputs)
-        self.turn.stops(
+        self.turn.account.stops(
             self._number,
             state,
             left=left,
@@ -193,25 +204,19 @@ class Run:
 # --- the three ways to call it -------------------------------------------------------------
 
 
-def turn_for(session_id: str, options: Options, call: RunCall, key: str | None) -> Turn:
-    """The turn a call is part of: the one in force if it is of that session, else a new one.
-
-    It is joined; ``carry_out`` leaves it.
-    """
-    turn = joined_turn(session_id, options)
-    if turn is not None:
-        return turn
-    turn = Turn(
-        session_id,
-        options,
-        name=call.workflow_name,
-        idempotency_key=key,
-        input_digest=None if call.resumes else input_digest(call),
-        resume=_sdk.parked_identity(call.input) if call.resumes else None,
-        streaming=call.method == "run_streamed",
+def seat_for(session_id: str, options: Options, call: RunCall, key: str | None) -> Seat:
+    """A seat for a call in the turn in force, if it is of that session, else in a new one."""
+    return Seat.here(session_id, options) or Seat.of_new(
+        Turn(
+            session_id,
+            options,
+            name=call.workflow_name,
+            idempotency_key=key,
+            input_digest=None if call.resumes else input_digest(call),
+            resume=_sdk.parked_identity(call.input) if call.resumes else None,
+            streaming=call.method == "run_streamed",
+        )
     )
-    turn.join()
-    return turn
 
 
 class RunOf(Protocol):
@@ -219,6 +224,7 @@ class RunOf(Protocol):
 
     call: RunCall
 
+    def in_force(self) -> AbstractContextManager[None]: ...
     async def prepare(self) -> None: ...
     def prepare_streamed(self) -> None: ...
     def equip(self) -> None: ...
@@ -228,32 +234,31 @@ class RunOf(Protocol):
     async def is_over(self) -> None: ...
     @property
     def gated(self) -> bool: ...
-
-
-class TurnOf(Protocol):
-    """What they need of a turn, which they leave."""
-
     @property
-    def options(self) -> Options: ...
-    def in_force(self, run: object | None = None) -> AbstractContextManager[None]: ...
+    def cancels_on_departure(self) -> bool: ...
+
+
+class SeatOf(Protocol):
+    """What they need of a seat, which they leave."""
+
     async def leave(self, error: BaseException | None = None) -> None: ...
     def leave_blocking(self, error: BaseException | None = None) -> None: ...
     def leave_soon(self, error: BaseException | None = None) -> None: ...
 
 
-def carry_out(turn: TurnOf, make: Callable[[], RunOf], method: str) -> Any:
-    """Make a Runner call as part of a turn that was joined, in its method's own way."""
+def carry_out(seat: SeatOf, make: Callable[[], RunOf], method: str) -> Any:
+    """Make a Runner call in its method's own way, and leave the seat when its run is over."""
     if method == "run":
-        return run(turn, make)
-    return stream(turn, make) if method == "run_streamed" else run_blocking(turn, make)
+        return run(seat, make)
+    return stream(seat, make) if method == "run_streamed" else run_blocking(seat, make)
 
 
-async def run(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
+async def run(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
     """``Runner.run``."""
     error: BaseException | None = None
     try:
         one = make()
-        with turn.in_force(one):
+        with one.in_force():
             await one.prepare()
             one.equip()
             try:
@@ -268,15 +273,15 @@ async def run(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
         error = failure
         raise
     finally:
-        await turn.leave(error)
+        await seat.leave(error)
 
 
-def run_blocking(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
+def run_blocking(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
     """``Runner.run_sync``."""
     error: BaseException | None = None
     try:
         one = make()
-        with turn.in_force(one):
+        with one.in_force():
             _background.wait(one.prepare())
             one.equip()
             try:
@@ -291,10 +296,10 @@ def run_blocking(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
         error = failure
         raise
     finally:
-        turn.leave_blocking(error)
+        seat.leave_blocking(error)
 
 
-def stream(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
+def stream(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
     """``Runner.run_streamed``; its run loop leaves the turn.
 
     The call is made in a copy of the context: its task inherits that one, and the consumer's
@@ -303,22 +308,22 @@ def stream(turn: TurnOf, make: Callable[[], RunOf]) -> Any:
     context = contextvars.copy_context()
     try:
         one = make()
-        result = context.run(_start_stream, turn, one)
+        result = context.run(_start_stream, one)
     except BaseException as error:
-        turn.leave_soon(error)
+        seat.leave_soon(error)
         raise
-    ending = _Ending(turn, one, result)
+    ending = _Ending(seat, one, result)
     result.run_loop_task = asyncio.get_running_loop().create_task(
         ending.await_run(), context=context
     )
     result.run_loop_task.add_done_callback(ending.was_never_started)
-    if turn.options.on_departure == "cancel":
+    if one.cancels_on_departure:
         _cancel_on_departure(result)
     return result
 
 
-def _start_stream(turn: TurnOf, one: RunOf) -> Any:
-    with turn.in_force(one):
+def _start_stream(one: RunOf) -> Any:
+    with one.in_force():
         one.prepare_streamed()
         one.equip()
         return _sdk.go_gated(one.call, one.prepare) if one.gated else one.call.go()
@@ -327,8 +332,8 @@ def _start_stream(turn: TurnOf, one: RunOf) -> Any:
 class _Ending:
     """What follows a streamed run: the end of its part in the turn, exactly once."""
 
-    def __init__(self, turn: TurnOf, one: RunOf, result: Any) -> None:
-        self.turn = turn
+    def __init__(self, seat: SeatOf, one: RunOf, result: Any) -> None:
+        self.seat = seat
         self.one = one
         self.result = result
         self.loop_task: asyncio.Task[Any] = result.run_loop_task
@@ -347,7 +352,7 @@ class _Ending:
             error = self._report(error)
             if error is None:
                 await self.one.is_over()
-            await self.turn.leave(error)
+            await self.seat.leave(error)
 
     def was_never_started(self, standing_in: asyncio.Task[Any]) -> None:
         """A task that is cancelled before its first step never enters its coroutine."""
@@ -357,7 +362,7 @@ class _Ending:
         self.loop_task.add_done_callback(self._leave_late)
 
     def _leave_late(self, loop_task: asyncio.Task[Any]) -> None:
-        self.turn.leave_soon(self._report(asyncio.CancelledError()))
+        self.seat.leave_soon(self._report(asyncio.CancelledError()))
 
     def _report(self, error: BaseException | None) -> BaseException | None:
         result = self.result

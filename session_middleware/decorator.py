@@ -17,7 +17,8 @@ import wrapt
 from session_middleware import _background, _run, _sdk
 from session_middleware._options import MemoryOption, Options, TurnOptions, disabled, make_options
 from session_middleware._scope import current_scope
-from session_middleware._turn import Turn, joined_turn
+from session_middleware._seat import Seat
+from session_middleware._turn import Turn
 from session_middleware.errors import InvalidOption, SessionIdRequired
 from session_middleware.memory import check_session_id
 from session_middleware.middleware import (
@@ -224,30 +225,31 @@ class _Around:
         if self.options.memory is None or disabled():
             return wrapped(*args, **kwargs)
         call = functools.partial(wrapped, *args, **kwargs)
-        turn = functools.partial(self._turn, session_id, key, (*args, *kwargs.values()))
+        take_seat = functools.partial(self._seat, session_id, key, (*args, *kwargs.values()))
         if self.shape == "coroutine":
-            return _in_coroutine(turn, call)
+            return _in_coroutine(take_seat, call)
         if self.shape == "async generator":
-            return _in_async_generator(turn, call)
+            return _in_async_generator(take_seat, call)
         if self.shape == "generator":
-            return _in_generator(turn, call)
-        return _in_plain(turn, call)
+            return _in_generator(take_seat, call)
+        return _in_plain(take_seat, call)
 
-    def _turn(self, session_id: Any, key: str | None, arguments: tuple[Any, ...]) -> Turn:
-        """The turn of the scope if it is of this session, else a new one; joined."""
+    def _seat(self, session_id: Any, key: str | None, arguments: tuple[Any, ...]) -> Seat:
+        """A seat in the scope's turn if it is of this session, else in a new one."""
         session_id = self._session_id(session_id)
-        turn = joined_turn(session_id, self.options)
-        if turn is None:
+        seat = Seat.here(session_id, self.options)
+        if seat is None:
             state = _sdk.find_state(arguments)
-            turn = Turn(
-                session_id,
-                self.options,
-                name=self.source.name,
-                idempotency_key=key,
-                resume=None if state is None else _sdk.parked_identity(state),
+            seat = Seat.of_new(
+                Turn(
+                    session_id,
+                    self.options,
+                    name=self.source.name,
+                    idempotency_key=key,
+                    resume=None if state is None else _sdk.parked_identity(state),
+                )
             )
-            turn.join()
-        return turn
+        return seat
 
     def _session_id(self, found: Any) -> str:
         scope = current_scope()
@@ -281,15 +283,16 @@ class _AroundRunner(_Around):
         return await self._carry_out(session_id, key, call)
 
     def _carry_out(self, session_id: Any, key: str | None, call: _sdk.RunCall) -> Any:
-        turn = _run.turn_for(self._session_id(session_id), self.options, call, key)
-        return _run.carry_out(turn, lambda: _run.Run(turn, call), self.method)
+        seat = _run.seat_for(self._session_id(session_id), self.options, call, key)
+        return _run.carry_out(seat, lambda: _run.Run(seat.turn, call), self.method)
 
 
-MakeTurn = Callable[[], Turn]
+TakeSeat = Callable[[], Seat]
 
 
-async def _in_coroutine(make_turn: MakeTurn, call: Callable[[], Awaitable[Any]]) -> Any:
-    turn = make_turn()
+async def _in_coroutine(take_seat: TakeSeat, call: Callable[[], Awaitable[Any]]) -> Any:
+    seat = take_seat()
+    turn = seat.turn
     error: BaseException | None = None
     try:
         await turn.take()
@@ -299,14 +302,15 @@ async def _in_coroutine(make_turn: MakeTurn, call: Callable[[], Awaitable[Any]])
         error = failure
         raise
     finally:
-        await turn.leave(error)
+        await seat.leave(error)
         _warn_of_no_run(turn, error)
 
 
 async def _in_async_generator(
-    make_turn: MakeTurn, call: Callable[[], AsyncGenerator[Any, Any]]
+    take_seat: TakeSeat, call: Callable[[], AsyncGenerator[Any, Any]]
 ) -> AsyncGenerator[Any, Any]:
-    turn = make_turn()
+    seat = take_seat()
+    turn = seat.turn
     error: BaseException | None = None
     try:
         await turn.take()
@@ -333,14 +337,15 @@ async def _in_async_generator(
         error = failure
         raise
     finally:
-        await turn.leave(_departure(error))
+        await seat.leave(_departure(error))
         _warn_of_no_run(turn, error)
 
 
 def _in_generator(
-    make_turn: MakeTurn, call: Callable[[], Generator[Any, Any, Any]]
+    take_seat: TakeSeat, call: Callable[[], Generator[Any, Any, Any]]
 ) -> Generator[Any, Any, Any]:
-    turn = make_turn()
+    seat = take_seat()
+    turn = seat.turn
     error: BaseException | None = None
     try:
         if not loop_is_running():
@@ -368,16 +373,17 @@ def _in_generator(
         error = failure
         raise
     finally:
-        _leave_from_plain(turn, _departure(error))
+        _leave_from_plain(seat, _departure(error))
         _warn_of_no_run(turn, error)
 
 
-def _in_plain(make_turn: MakeTurn, call: Callable[[], Any]) -> Any:
+def _in_plain(take_seat: TakeSeat, call: Callable[[], Any]) -> Any:
     """A plain function: the session is taken at once, or, under a running loop, when needed.
 
     What it returns to be awaited is awaited inside the turn.
     """
-    turn = make_turn()
+    seat = take_seat()
+    turn = seat.turn
     awaited = False
     error: BaseException | None = None
     try:
@@ -387,18 +393,19 @@ def _in_plain(make_turn: MakeTurn, call: Callable[[], Any]) -> Any:
             value = call()
         if inspect.isawaitable(value):
             awaited = True
-            return _awaited_in(turn, value)
+            return _awaited_in(seat, value)
         return value
     except BaseException as failure:
         error = failure
         raise
     finally:
         if not awaited:
-            _leave_from_plain(turn, error)
+            _leave_from_plain(seat, error)
             _warn_of_no_run(turn, error)
 
 
-def _awaited_in(turn: Turn, value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
+def _awaited_in(seat: Seat, value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
+    turn = seat.turn
     begun = False
 
     async def inside() -> Any:
@@ -413,26 +420,26 @@ def _awaited_in(turn: Turn, value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
             error = failure
             raise
         finally:
-            await turn.leave(error)
+            await seat.leave(error)
             _warn_of_no_run(turn, error)
 
     coroutine = inside()
 
     def never_awaited() -> None:
         if not begun:
-            turn.leave_soon(asyncio.CancelledError())
+            seat.leave_soon(asyncio.CancelledError())
 
     weakref.finalize(coroutine, never_awaited)
     return coroutine
 
 
-def _leave_from_plain(turn: Turn, error: BaseException | None) -> None:
+def _leave_from_plain(seat: Seat, error: BaseException | None) -> None:
     if not loop_is_running():
-        turn.leave_blocking(error)
-    elif turn.idempotency_key is not None and error is None:
-        turn.leave_blocking(error)  # the record must be durable before the call returns
+        seat.leave_blocking(error)
+    elif seat.turn.idempotency_key is not None and error is None:
+        seat.leave_blocking(error)  # the record must be durable before the call returns
     else:
-        turn.leave_soon(error)
+        seat.leave_soon(error)
 
 
 def _departure(error: BaseException | None) -> BaseException | None:
@@ -441,5 +448,5 @@ def _departure(error: BaseException | None) -> BaseException | None:
 
 
 def _warn_of_no_run(turn: Turn, error: BaseException | None) -> None:
-    if error is None and turn.made_runs == 0:
+    if error is None and turn.account.made == 0:
         turn.telemetry.event("no_run_intercepted")

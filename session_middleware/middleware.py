@@ -25,7 +25,8 @@ from session_middleware._options import (
     turns_of,
 )
 from session_middleware._scope import Scope, current_scope
-from session_middleware._turn import Turn, joined_turn
+from session_middleware._seat import Seat
+from session_middleware._turn import Turn
 from session_middleware.errors import (
     ConflictingMemory,
     InvalidOption,
@@ -88,10 +89,10 @@ class _Intercepted:
             return call.go()  # the inner call of a run that has its session
         if session is not None and not isinstance(session, SessionView):
             return self._with_session_of_the_users(session)
-        turn = self._turn(session)
-        if turn is None:
+        seat = self._seat(session)
+        if seat is None:
             return call.go()
-        return _run.carry_out(turn, lambda: _run.Run(turn, call), self.method)
+        return _run.carry_out(seat, lambda: _run.Run(seat.turn, call), self.method)
 
     def _with_session_of_the_users(self, session: Any) -> Any:
         """Somebody else's session: respected, and watched where that was asked for."""
@@ -103,8 +104,8 @@ class _Intercepted:
             return self.call.go()
         return _observe.carry_out(session, self.call, _installation.options)
 
-    def _turn(self, view: SessionView | None) -> Turn | None:
-        """The turn this call is part of, joined; None for a call that is not ours."""
+    def _seat(self, view: SessionView | None) -> Seat | None:
+        """The seat of this call in a turn; None for a call that is not ours."""
         if view is not None:
             if self.session_id not in (MISSING, view.session_id):
                 raise ConflictingMemory(
@@ -119,8 +120,8 @@ class _Intercepted:
             return self._of(check_session_id(self.session_id), options)
         return self._inherited()
 
-    def _inherited(self) -> Turn | None:
-        """The scope's turn, for a call that names no session."""
+    def _inherited(self) -> Seat | None:
+        """A seat in the scope's turn, for a call that names no session."""
         scope = self.scope
         if scope is not None:
             if scope.run is not None:
@@ -144,8 +145,8 @@ class _Intercepted:
             return _installation.for_agent(self.call.arguments.get("starting_agent"))
         return Options()
 
-    def _of(self, session_id: str, options: Options) -> Turn:
-        return _run.turn_for(session_id, options, self.call, check_key(self.key))
+    def _of(self, session_id: str, options: Options) -> Seat:
+        return _run.seat_for(session_id, options, self.call, check_key(self.key))
 
 
 def check_key(key: object) -> str | None:
@@ -317,75 +318,69 @@ class session_scope:  # noqa: N801 - used like a function
         self.session_id = check_session_id(session_id)
         self._options = make_options(memory, dict(options))
         self._key = check_key(idempotency_key)
-        self._turn: Turn | None = None
+        self._seat: Seat | None = None
         self._force: Any = None
-        self._off = self._options.memory is None
 
     @property
     def turn(self) -> int | None:
         """The turn's number while it holds the session."""
-        return None if self._turn is None else self._turn.number
+        return None if self._seat is None else self._seat.turn.number
 
-    def _enter(self) -> Turn | None:
-        if self._off or disabled():
+    def _enter(self) -> Seat | None:
+        if self._options.memory is None or disabled():
             return None
         ensure_intercepted(self)
-        turn = joined_turn(self.session_id, self._options)
-        if turn is None:
-            turn = Turn(
-                self.session_id, self._options, name="session_scope", idempotency_key=self._key
-            )
-            turn.join()
-        self._turn = turn
-        return turn
+        return Seat.here(self.session_id, self._options) or Seat.of_new(
+            Turn(self.session_id, self._options, name="session_scope", idempotency_key=self._key)
+        )
 
-    def _put_in_force(self, turn: Turn) -> None:
-        self._force = turn.in_force()
+    def _put_in_force(self, seat: Seat) -> None:
+        self._seat = seat
+        self._force = seat.turn.in_force()
         self._force.__enter__()
 
     def _withdraw(self) -> None:
         with suppress(ValueError):  # left in another context than entered, which ends with that
             self._force.__exit__(None, None, None)
+        no_longer_needed(self)
 
     async def __aenter__(self) -> Self:
-        turn = self._enter()
-        if turn is not None:
+        seat = self._enter()
+        if seat is not None:
             try:
-                await turn.take()
+                await seat.turn.take()
             except BaseException as error:
                 no_longer_needed(self)
-                await turn.leave(error)
+                await seat.leave(error)
                 raise
-            self._put_in_force(turn)
+            self._put_in_force(seat)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._turn is not None:
+        if self._seat is not None:
             self._withdraw()
-            no_longer_needed(self)
-            await self._turn.leave(error)
+            await self._seat.leave(error)
 
     def __enter__(self) -> Self:
-        turn = self._enter()
-        if turn is not None:
+        seat = self._enter()
+        if seat is not None:
             if not loop_is_running():  # else the first access to the memory takes it
                 try:
-                    _background.wait(turn.take())
+                    _background.wait(seat.turn.take())
                 except BaseException as error:
                     no_longer_needed(self)
-                    turn.leave_blocking(error)
+                    seat.leave_blocking(error)
                     raise
-            self._put_in_force(turn)
+            self._put_in_force(seat)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._turn is not None:
+        if self._seat is not None:
             self._withdraw()
-            no_longer_needed(self)
             if loop_is_running():
-                self._turn.leave_soon(error)
+                self._seat.leave_soon(error)
             else:
-                self._turn.leave_blocking(error)
+                self._seat.leave_blocking(error)
 
 
 def loop_is_running() -> bool:

@@ -1,0 +1,64 @@
+"""A part in a turn: for whom it was made, and whoever joined, until they leave.
+
+The last one to leave ends the turn: awaiting that, blocking for it, or neither, as the place
+where it happens allows.
+"""
+
+from __future__ import annotations
+
+from session_middleware import _background
+from session_middleware._options import Options
+from session_middleware._turn import Turn, turn_here
+
+
+class Seat:
+    """A part in a turn, to be left exactly once."""
+
+    def __init__(self, turn: Turn, *, owner: bool) -> None:
+        self.turn = turn
+        self._owner = owner
+
+    @classmethod
+    def of_new(cls, turn: Turn) -> Seat:
+        """The seat of the one a turn is made for, who decides what comes of it."""
+        turn.enter(owner=True)
+        return cls(turn, owner=True)
+
+    @classmethod
+    def here(cls, session_id: str, options: Options) -> Seat | None:
+        """A seat in the turn in force here, if it is of that session and goes on; else None."""
+        turn = turn_here()
+        identity = options.turns.identity
+        for candidate in () if turn is None else (turn, *turn.held_with()):
+            if candidate.session_id == session_id and candidate.memory_identity == identity:
+                return cls(candidate, owner=False) if candidate.enter(owner=False) else None
+        return None
+
+    async def leave(self, error: BaseException | None = None) -> None:
+        """Leave the turn; the last one to leave ends it, and hears of what went wrong then."""
+        turn = self.turn
+        if not turn.left(error, owner=self._owner):
+            if error is None:
+                turn.complain_of_expiry()
+            return
+        if isinstance(error, GeneratorExit):  # a coroutine that is closed must not await
+            _background.submit(turn.end_quietly())
+            return
+        ending, cancelled = await _background.settle(turn.end())
+        if error is None:
+            if cancelled is not None:
+                raise cancelled
+            ending.result()
+
+    def leave_blocking(self, error: BaseException | None = None) -> None:
+        """Leave the turn, from code that has no running loop."""
+        turn = self.turn
+        if turn.left(error, owner=self._owner):
+            _background.wait(turn.end() if error is None else turn.end_quietly())
+        elif error is None:
+            turn.complain_of_expiry()
+
+    def leave_soon(self, error: BaseException | None = None) -> None:
+        """Leave the turn, from code that can neither await nor block."""
+        if self.turn.left(error, owner=self._owner):
+            _background.submit(self.turn.end_quietly())
