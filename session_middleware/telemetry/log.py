@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import MutableMapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import structlog
@@ -30,7 +31,7 @@ def wanted(event: str) -> bool:
     """Whether logging ``event`` can have an effect; says yes where only the application knows."""
     if structlog.is_configured():
         return True
-    return logging.getLogger(names.SCOPE).isEnabledFor(_number(event))
+    return _logger().isEnabledFor(_NUMBERS[_level(event)])
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -71,17 +72,17 @@ def _level(event: str) -> names.Level:
     return names.LEVELS.get(event, "debug")
 
 
-def _number(event: str) -> int:
-    return _NUMBERS[_level(event)]
+@cache
+def _logger() -> logging.Logger:
+    logger = logging.getLogger(names.SCOPE)
+    # Without it, warnings of an application without logging would go to stderr.
+    logger.addHandler(logging.NullHandler())
+    return logger
 
 
 def _stdlib_logger() -> Any:
-    logger = logging.getLogger(names.SCOPE)
-    if not logger.handlers:
-        # Without it, warnings of an application without logging would go to stderr.
-        logger.addHandler(logging.NullHandler())
     return structlog.wrap_logger(
-        logger,
+        _logger(),
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.processors.KeyValueRenderer(key_order=["event"]),

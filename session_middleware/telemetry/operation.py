@@ -37,8 +37,18 @@ class MemoryOperation(AbstractContextManager[Operation]):
     run.
     """
 
-    __slots__ = ("_backend", "_instruments", "_kind", "_name", "_operation", "_root",
-                 "_silent", "_span", "_started", "_token")  # fmt: skip
+    __slots__ = (
+        "_backend",
+        "_instruments",
+        "_kind",
+        "_name",
+        "_operation",
+        "_root",
+        "_silent",
+        "_span",
+        "_started",
+        "_token",
+    )
 
     def __init__(
         self,
@@ -71,7 +81,7 @@ class MemoryOperation(AbstractContextManager[Operation]):
         return self._operation
 
     def _start_span(self) -> None:
-        span = self._span = self._root.child(
+        self._span = self._root.child(
             self._name,
             self._kind,
             {
@@ -80,8 +90,8 @@ class MemoryOperation(AbstractContextManager[Operation]):
                 names.BACKEND: self._backend,
             },
         )
-        if span.get_span_context().is_valid:
-            self._token = attach(trace.set_span_in_context(span, self._root.context()))
+        if self._span is not None:
+            self._token = attach(trace.set_span_in_context(self._span, self._root.context()))
 
     def __exit__(
         self,

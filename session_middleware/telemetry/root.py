@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from session_middleware.errors import SessionMemoryError
@@ -31,13 +31,22 @@ class RootSpan:
         trace_id: its trace's id (hex), where there is a trace.
     """
 
-    __slots__ = ("_emitted_id", "_recorded", "_session_id", "_settings", "_span", "suppressed",
-                 "trace_id")  # fmt: skip
+    __slots__ = (
+        "_emitted_id",
+        "_recorded",
+        "_session_id",
+        "_settings",
+        "_span",
+        "_tracer",
+        "suppressed",
+        "trace_id",
+    )
 
     def __init__(self, settings: Telemetry, session_id: str, emitted_id: str | None) -> None:
         self._settings = settings
         self._session_id = session_id
         self._emitted_id = emitted_id
+        self._tracer: Tracer | None = None
         self._span: Span | None = None
         self._recorded: list[BaseException] = []
         self.suppressed = False
@@ -57,21 +66,30 @@ class RootSpan:
 
     def start(self, name: str, attributes: Mapping[str, AttributeValue]) -> None:
         """Start the span under the one that is current here."""
-        self._span = self._new_span(name, get_current(), SpanKind.INTERNAL, attributes)
-        context = self._span.get_span_context()
-        if context.is_valid:
+        tracer = spans.tracer(self._settings.tracer_provider)
+        span = tracer.start_span(name, None, SpanKind.INTERNAL, {**self.identity, **attributes})
+        context = span.get_span_context()
+        if context.is_valid:  # otherwise nobody traces here, and nobody is asked again
+            self._tracer, self._span = tracer, span
             self.trace_id = trace.format_trace_id(context.trace_id)
 
-    def child(self, name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]) -> Span:
-        """Start a span under the current one, where that belongs to the turn, else under this."""
-        return self._new_span(name, self.context(), kind, attributes)
+    def child(
+        self, name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]
+    ) -> Span | None:
+        """Start a span under the current one, where that belongs to the turn, else under this.
+
+        None where the turn is not traced.
+        """
+        if self._tracer is None:
+            return None
+        return self._tracer.start_span(name, self.context(), kind, {**self.identity, **attributes})
 
     def context(self) -> Context:
         """The current context with the turn in it; the very same one if it is there already."""
         context = get_current()
         if self.suppressed or context.get(_TURN_KEY) is self:
             return context
-        if self._span is not None and self._span.get_span_context().is_valid:
+        if self._span is not None:
             context = trace.set_span_in_context(self._span, context)
         if self._emitted_id is not None:
             context = set_value(names.SESSION_ID, self._emitted_id, context)
@@ -123,16 +141,6 @@ class RootSpan:
         finally:
             self._span.end()
             self._recorded.clear()  # errors hold their frames, and through them much else
-
-    def _new_span(
-        self,
-        name: str,
-        context: Context,
-        kind: SpanKind,
-        attributes: Mapping[str, AttributeValue],
-    ) -> Span:
-        tracer = spans.tracer(self._settings.tracer_provider)
-        return tracer.start_span(name, context, kind, {**self.identity, **attributes})
 
     def _message(self, error: BaseException) -> str | None:
         """The error's text if it may be shown: our errors hold no content, others may."""

@@ -21,21 +21,15 @@ from session_middleware.telemetry.metrics import package_version
 
 # Instrumentations set two keys: a plain one, and one the API creates anew in each process. Only
 # the first is agreed upon; the second is what the SDK's exporters and some libraries set alone.
-_SUPPRESS_KEYS = tuple(
-    key
-    for key in (
-        "suppress_instrumentation",
-        getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None),
-    )
-    if key is not None
-)
+_SUPPRESS = "suppress_instrumentation"
+_SUPPRESS_OF_PROCESS = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", _SUPPRESS)
 
 _tracers: WeakKeyDictionary[TracerProvider, Tracer] = WeakKeyDictionary()
 
 
 def suppressed(context: Context) -> bool:
     """Whether this context asks instrumentations to emit nothing."""
-    return any(context.get(key) for key in _SUPPRESS_KEYS)
+    return bool(context.get(_SUPPRESS) or context.get(_SUPPRESS_OF_PROCESS))
 
 
 def tracer(provider: TracerProvider | None) -> Tracer:

@@ -307,6 +307,8 @@ class TurnTelemetry:
     def _capture(
         self, input_text: Callable[[], str] | None, output_text: Callable[[], str] | None
     ) -> None:
+        if input_text is None and output_text is None:
+            return
         capture = content.requested()
         to_span = capture.span and self.recording
         if not (to_span or capture.event):
