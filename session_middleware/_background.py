@@ -82,6 +82,10 @@ async def settle(
     once it has done what the outcome asks for.
     """
     task = asyncio.ensure_future(work)
+    if isinstance(task, asyncio.Task):
+        # A loop that shuts down cancels all tasks it knows of; this one is waited for by one
+        # of those, and must come to its own end.
+        asyncio._unregister_task(task)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
