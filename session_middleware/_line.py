@@ -126,17 +126,12 @@ async def enter(place: Place, turn: InLine, *, reject: bool, patience: float | N
             await asyncio.shield(asyncio.wrap_future(waiter.granted))
     except BaseException as error:
         with _lock:
-            line = _lines[place]
-            holder = line.holder
-            if waiter in line.waiters:
+            line = _lines.get(place)  # gone, where our loop was closed and we were passed over
+            if line is not None and waiter in line.waiters:
                 line.waiters.remove(waiter)
-                granted = False
-            else:
-                granted = True
-        if granted:  # it became ours while we were being cancelled: pass it on
-            leave(place, turn)
-        if isinstance(error, TimeoutError):
-            raise _busy(place, holder, f"Gave up waiting after {patience:g} s.") from None
+        leave(place, turn)  # if it became ours while we were being cancelled: pass it on
+        if isinstance(error, TimeoutError) and line is not None:
+            raise _busy(place, line.holder, f"Gave up waiting after {patience:g} s.") from None
         raise
 
 

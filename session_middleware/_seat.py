@@ -26,12 +26,19 @@ class Seat:
 
     @classmethod
     def here(cls, session_id: str, options: Options) -> Seat | None:
-        """A seat in the turn in force here, if it is of that session and goes on; else None."""
+        """A seat in the turn in force here, if it is of that session and goes on; else None.
+
+        Raises:
+            TurnLost: its time is over, and what it was made for goes on all the same.
+        """
         turn = turn_here()
         identity = options.turns.identity
         for candidate in () if turn is None else (turn, *turn.held_with()):
             if candidate.session_id == session_id and candidate.memory_identity == identity:
-                return cls(candidate, owner=False) if candidate.enter(owner=False) else None
+                if candidate.enter(owner=False):
+                    return cls(candidate, owner=False)
+                candidate.complain_of_lateness()
+                return None
         return None
 
     async def leave(self, error: BaseException | None = None) -> None:

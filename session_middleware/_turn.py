@@ -163,6 +163,14 @@ class Turn:
         if self._expired:
             raise TurnLost(f"{self._error}; what it stored until then is kept: start a new turn")
 
+    def complain_of_lateness(self) -> None:
+        """Refuse a new part in a turn whose time is over while what it was made for goes on.
+
+        It would begin a new turn, as if nothing had happened.
+        """
+        if self._expired and self._seats > 0:
+            raise TurnLost(f"{self._error}: what is still part of it can store nothing more")
+
     # --- take ------------------------------------------------------------------------------
 
     async def take(self) -> None:
@@ -234,8 +242,11 @@ class Turn:
         if cancelled is None:
             return taking.result()
         if taking.exception() is None:
-            end = TurnEnd("cancelled", datetime.now(UTC))
-            await _background.settle(self.store.end_turn(taking.result().lease, end))
+            taken, now = taking.result(), datetime.now(UTC)
+            end = TurnEnd("cancelled", now)
+            if taken.resumed:  # it waits for its approval as before
+                end = TurnEnd("awaiting_approval", now, park=request.resume)
+            await _background.settle(self.store.end_turn(taken.lease, end))
         raise cancelled
 
     def _holds(self, taken: Taken) -> None:

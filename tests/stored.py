@@ -7,6 +7,7 @@ one tool. Text is added where a test needs to know whose item it is.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,7 @@ def tool(name: str, does: Callable[[], Any], **options: Any) -> FunctionTool:
 
     async def body() -> str:
         value = does()
-        return str(await value if hasattr(value, "__await__") else value)
+        return str(await value if inspect.isawaitable(value) else value)
 
     return function_tool(name_override=name, **options)(body)
 
@@ -107,3 +108,12 @@ def own_loop() -> Iterator[Callable[[Awaitable[Any]], Any]]:
         loop.run_until_complete(loop.shutdown_asyncgens())
         asyncio.set_event_loop(None)
         loop.close()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the others go on until the condition holds; what it gives is awaited where needed."""
+    while True:
+        holds = condition()
+        if await holds if inspect.isawaitable(holds) else holds:
+            return
+        await asyncio.sleep(0)

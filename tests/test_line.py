@@ -1,0 +1,251 @@
+"""Waiting for a session: in order, without deadlock, and with nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from agents import Runner
+from scripted import local_agent
+from stored import own_loop, states, until
+
+from session_middleware import (
+    InMemorySessionMemory,
+    SessionBusy,
+    TurnLost,
+    _line,
+    session_scope,
+    with_session_memory,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_entry_is_kept() -> Any:
+    """A session that nobody holds or waits for has no entry."""
+    yield
+    assert _line._lines == {}
+
+
+def waiters() -> int:
+    """How many wait, for whatever session."""
+    return sum(len(line.waiters) for line in _line._lines.values())
+
+
+class Order:
+    """Turns that say when they are in, and stay until they may go."""
+
+    def __init__(self, memory: Any, **options: Any) -> None:
+        self.memory = memory
+        self.options = options
+        self.came: list[str] = []
+        self.may_go = asyncio.Event()
+
+    async def turn(self, name: str, **options: Any) -> None:
+        """One turn on session "s"."""
+        async with session_scope("s", memory=self.memory, **self.options, **options):
+            self.came.append(name)
+            await self.may_go.wait()
+
+    def start(self, name: str, **options: Any) -> asyncio.Task[None]:
+        """The turn as a task."""
+        return asyncio.create_task(self.turn(name, **options))
+
+    async def settled(self, *, waiting: int) -> None:
+        """Until one turn is in and so many others wait for it."""
+        await until(lambda: self.came and waiters() == waiting)
+
+
+async def test_waiters_come_in_order(each_memory: Any) -> None:
+    """Who waits first is let in first."""
+    order = Order(each_memory)
+    tasks = []
+    for number, name in enumerate("ABCDE"):
+        tasks.append(order.start(name))
+        await order.settled(waiting=number)
+    order.may_go.set()
+    await asyncio.gather(*tasks)
+    assert order.came == list("ABCDE")
+    assert await states(each_memory) == ["completed"] * 5
+
+
+async def test_a_cancelled_waiter_is_passed_over(each_memory: Any) -> None:
+    """A waiter that is cancelled leaves the line; those behind it move up."""
+    order = Order(each_memory)
+    first, second, third = (order.start(name) for name in "ABC")
+    await order.settled(waiting=2)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    order.may_go.set()
+    await asyncio.gather(first, third)
+    assert order.came == ["A", "C"]
+
+
+async def test_a_waiter_cancelled_in_the_moment_it_is_let_in(each_memory: Any) -> None:
+    """If the session became its own in the same step, it is passed on."""
+    order = Order(each_memory)
+    first, second, third = (order.start(name) for name in "ABC")
+    await order.settled(waiting=2)
+    (line,) = _line._lines.values()
+    granted = line.waiters[0].granted
+    granted.add_done_callback(lambda _: second.cancel())
+    order.may_go.set()
+    await asyncio.gather(first, third)
+    assert second.cancelled()
+    assert order.came == ["A", "C"]
+
+
+async def test_a_waiter_whose_loop_is_closed_is_passed_over(each_memory: Any) -> None:
+    """A waiter that nobody can wake up any more does not stop those behind it."""
+    order = Order(each_memory)
+    first = order.start("A")
+    await order.settled(waiting=0)
+    stuck = []
+
+    async def wait() -> None:
+        async with session_scope("s", memory=each_memory):
+            raise AssertionError
+
+    def wait_in_a_loop_that_goes_away() -> None:
+        loop = asyncio.new_event_loop()
+        stuck.append(loop.create_task(wait()))
+        while not waiters():
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+    await asyncio.to_thread(wait_in_a_loop_that_goes_away)
+    last = order.start("C")
+    await order.settled(waiting=2)
+    order.may_go.set()
+    await asyncio.gather(first, last)
+    assert order.came == ["A", "C"]
+    stuck[0]._log_destroy_pending = False
+    stuck[0].get_coro().close()  # late, when its session is somebody else's or nobody's
+
+
+async def test_waiting_has_an_end(each_memory: Any) -> None:
+    """After wait_timeout a waiter gets SessionBusy, which says who holds the session."""
+    order = Order(each_memory)
+    first = order.start("A")
+    await order.settled(waiting=0)
+    with pytest.raises(SessionBusy, match="Gave up waiting") as raised:
+        await order.turn("B", wait_timeout=0.01)
+    assert (raised.value.turn, raised.value.since) == (
+        1,
+        (await each_memory.turns("s"))[0].started_at,
+    )
+    order.may_go.set()
+    await first
+    assert order.came == ["A"]
+
+
+async def test_reject_never_waits(each_memory: Any) -> None:
+    """on_busy="reject" is SessionBusy at once, with what an HTTP 409 needs."""
+    order = Order(each_memory)
+    first = order.start("A")
+    await order.settled(waiting=0)
+    with pytest.raises(SessionBusy) as raised:
+        await order.turn("B", on_busy="reject")
+    assert raised.value.turn == 1
+    assert raised.value.retry_after is not None
+    order.may_go.set()
+    await first
+
+
+def test_threads_with_loops_of_their_own(each_memory: Any, do: Any) -> None:
+    """Waiters of several threads and loops are let in one after the other."""
+    inside = 0
+    most = 0
+    came = []
+
+    async def turn(name: int) -> None:
+        nonlocal inside, most
+        async with session_scope("s", memory=each_memory):
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.002)
+            came.append(name)
+            inside -= 1
+
+    def run(name: int) -> None:
+        with own_loop() as do_here:
+            do_here(turn(name))
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, sorted(came)) == (1, list(range(6)))
+    assert do(states(each_memory)) == ["completed"] * 6
+
+
+async def test_two_turns_that_wait_for_each_other(each_memory: Any) -> None:
+    """A call that would wait for ever gets SessionBusy at once, naming both."""
+    both = asyncio.Barrier(2)
+
+    async def nested(outer: str, inner: str) -> None:
+        async with session_scope(outer, memory=each_memory):
+            await both.wait()
+            async with session_scope(inner, memory=each_memory):
+                pass
+
+    ends = await asyncio.gather(nested("a", "b"), nested("b", "a"), return_exceptions=True)
+    (refused,) = [end for end in ends if end is not None]
+    assert isinstance(refused, SessionBusy)
+    assert "'a'" in str(refused)
+    assert "'b'" in str(refused)
+    assert "turn 1" in str(refused)
+
+
+async def test_three_turns_in_a_circle(each_memory: Any) -> None:
+    """The circle may be longer than two, and go through tasks and decorated functions."""
+    all_in = asyncio.Barrier(3)
+    ask = with_session_memory(Runner.run, memory=each_memory)
+
+    async def nested(outer: str, inner: str) -> None:
+        @with_session_memory(memory=each_memory)
+        async def hold() -> None:
+            await all_in.wait()
+            await asyncio.create_task(ask(local_agent(), "Hi", session_id=inner))
+
+        await hold(session_id=outer)
+
+    ends = await asyncio.gather(
+        nested("a", "b"), nested("b", "c"), nested("c", "a"), return_exceptions=True
+    )
+    assert sorted(type(end).__name__ for end in ends) == ["NoneType", "NoneType", "SessionBusy"]
+
+
+async def test_nested_without_a_circle_waits(each_memory: Any) -> None:
+    """Holding one session while waiting for another is no circle by itself."""
+    order = Order(each_memory)
+    first = order.start("A")
+    await order.settled(waiting=0)
+
+    async def outer() -> None:
+        async with session_scope("other", memory=each_memory):
+            await order.turn("B")
+
+    second = asyncio.create_task(outer())
+    await order.settled(waiting=1)
+    order.may_go.set()
+    await asyncio.gather(first, second)
+    assert order.came == ["A", "B"]
+
+
+async def test_release_lets_the_next_one_write() -> None:
+    """release() takes the session away: the holder gets TurnLost and stores no more."""
+    memory = InMemorySessionMemory()
+
+    @with_session_memory(memory=memory)
+    async def slow() -> None:
+        assert await memory.release("s")
+        await Runner.run(local_agent(), "too late")
+
+    with pytest.raises(TurnLost):
+        await slow(session_id="s")
+    assert await memory.load_session("s") == []
+    assert await states(memory) == ["abandoned"]
