@@ -8,6 +8,7 @@ connection, and it is no part of the public surface.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -80,7 +81,9 @@ class LocalModel(Model):
 
 def _one_answer(given: str | list[Any]) -> ScriptedModel:
     messages = [("user", given)] if isinstance(given, str) else _messages(given)
-    return ScriptedModel([[assistant_message(answer(messages))]])
+    # An id of its own, since the SDK takes items with the same id for the same item.
+    said = assistant_message(answer(messages), item_id=f"msg_{secrets.token_hex(8)}")
+    return ScriptedModel([[said]])
 
 
 def _messages(items: list[Any]) -> list[tuple[str, str]]:

@@ -1,14 +1,14 @@
 """The command line: ``session-middleware demo``.
 
 The demo is a conversation of several turns on the SDK's own Runner, made to be watched. It uses
-the public surface only, exports nothing, and imports the SDK inside its functions, so that
-``--version`` and ``--help`` answer at once. Its own file is temporary unless ``--db`` names one.
+the public surface only and exports nothing. Its file is temporary unless ``--db`` names one.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import sqlite3
 import subprocess
@@ -37,7 +37,7 @@ NEXT_PROCESS = (
 )
 
 
-class _Page:
+class Page:
     """Writes to a stream; in colour on a terminal, in plain text in a pipe or with NO_COLOR."""
 
     def __init__(self, stream: Any) -> None:
@@ -110,7 +110,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _demo(db: Path, *, go_on: bool) -> None:
-    page = _Page(sys.stdout)
+    page = Page(sys.stdout)
     if go_on:
         asyncio.run(_converse(page, db, NEXT_PROCESS))
         return
@@ -150,11 +150,13 @@ def _agent() -> Agent[None]:
     return Agent(name="Assistant", instructions=instructions, model=LocalModel())
 
 
-async def _converse(page: _Page, db: Path, turns: Sequence[tuple[str, str]]) -> None:
+async def _converse(page: Page, db: Path, turns: Sequence[tuple[str, str]]) -> None:
     from agents import Runner, set_trace_processors
 
     from session_middleware import SQLiteSessionMemory, with_session_memory
 
+    # A failed request is told once, by this program; the SDK would log it besides.
+    logging.getLogger("openai.agents").setLevel(logging.CRITICAL)
     groups = _group_ids()
     set_trace_processors([groups])  # in place of the SDK's own: nothing is exported
     agent = _agent()
@@ -187,7 +189,7 @@ def _group_ids() -> Any:
     return GroupIds()
 
 
-def _show_rows(page: _Page, db: Path) -> None:
+def _show_rows(page: Page, db: Path) -> None:
     """Read the file as any SQLite program would."""
     connection = sqlite3.connect(db)
     try:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import pty
 import re
-import select
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from loopback import Loopback
+
+from session_middleware.cli import Page, main
 
 COMMAND = [sys.executable, "-W", "error", "-m", "session_middleware.cli"]
 
@@ -27,6 +32,15 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, **environment},
         check=False,
     )
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """The command silences the SDK's logger in its process, which here is the tests' own."""
+    logger = logging.getLogger("openai.agents")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 def test_demo_shows_what_memory_does(tmp_path: Path) -> None:
@@ -50,37 +64,39 @@ def test_demo_shows_what_memory_does(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # the temporary file is gone
 
 
-def test_demo_keeps_the_file_it_is_given(tmp_path: Path) -> None:
+def test_demo_keeps_the_file_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """--db names the file; the conversations stay in it, and --continue asks it again."""
-    db = tmp_path / "kept.db"
-    assert run("demo", "--db", str(db)).returncode == 0
+    db = str(tmp_path / "kept.db")
+    assert main(["demo", "--db", db]) == 0
     connection = sqlite3.connect(db)
     rows = dict(connection.execute("SELECT session_id, conversation_history FROM sessions"))
     connection.close()
     assert set(rows) == {"alice", "bob"}
     assert "Alice" not in rows["bob"]
-    more = run("demo", "--db", str(db), "--continue")
-    assert (more.returncode, more.stderr) == (0, "")
-    assert "Your name is Alice." in more.stdout
+    capsys.readouterr()
+    assert main(["demo", "--db", db, "--continue"]) == 0
+    shown, said = capsys.readouterr()
+    assert "Your name is Alice." in shown
+    assert "Hi, I'm" not in shown
+    assert said == ""
 
 
 def test_demo_talks_to_a_provider(provider: Loopback) -> None:
-    """With OPENAI_API_KEY and OPENAI_BASE_URL the turns go over HTTP, each with its history."""
-    done = run("demo", OPENAI_API_KEY="test", OPENAI_BASE_URL=provider.base_url)
+    """With OPENAI_API_KEY and OPENAI_BASE_URL the turns go over HTTP, each with its history.
+
+    What is printed names the address, and neither the key nor credentials within the address.
+    """
+    url = provider.base_url.replace("http://", "http://user:secret@")
+    done = run("demo", OPENAI_API_KEY="sk-hidden", OPENAI_BASE_URL=url)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Model: the provider's, at {provider.base_url}" in done.stdout
     assert "Your name is Alice." in done.stdout
     assert provider.refused == []
     assert [len(body["input"]) for body in provider.bodies("/responses")] == [1, 3, 1, 3, 5, 7, 5]
-
-
-def test_no_credential_is_shown(provider: Loopback) -> None:
-    """Credentials within OPENAI_BASE_URL are not printed."""
-    url = provider.base_url.replace("http://", "http://user:secret@")
-    done = run("demo", OPENAI_API_KEY="sk-hidden", OPENAI_BASE_URL=url)
-    assert done.returncode == 0
-    assert "secret" not in done.stdout + done.stderr
-    assert "sk-hidden" not in done.stdout + done.stderr
+    assert "secret" not in done.stdout
+    assert "sk-hidden" not in done.stdout
 
 
 def test_unreachable_provider_is_one_line() -> None:
@@ -91,29 +107,32 @@ def test_unreachable_provider_is_one_line() -> None:
     assert done.stderr.startswith("session-middleware: APIConnectionError: ")
 
 
-def test_not_a_database_is_one_line(tmp_path: Path) -> None:
+def test_not_a_database_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is no database is named in one line and left as it is."""
     text = tmp_path / "notes.txt"
     text.write_text("not a database, but longer than a header of one hundred bytes. " * 20)
     before = text.read_bytes()
-    done = run("demo", "--db", str(text))
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "NotADatabase" in done.stderr
+    assert main(["demo", "--db", str(text)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("session-middleware: NotADatabase: ")
+    assert "notes.txt" in said
     assert text.read_bytes() == before
 
 
 @pytest.mark.parametrize("db", [(), ("--db", "absent.db")])
-def test_continue_needs_a_file(db: tuple[str, ...]) -> None:
+def test_continue_needs_a_file(db: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """--continue without the file of an earlier demo says what is missing."""
-    done = run("demo", "--continue", *db)
-    assert done.returncode == 2
-    assert "--continue needs --db" in done.stderr
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--continue", *db])
+    assert "--continue needs --db" in capsys.readouterr().err
 
 
-def test_version() -> None:
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """--version prints the installed version."""
-    assert run("--version").stdout == f"session-middleware {version('session-middleware')}\n"
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"session-middleware {version('session-middleware')}\n"
 
 
 def test_a_reader_that_leaves_ends_it_quietly() -> None:
@@ -131,26 +150,36 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
-def test_colour_only_on_a_terminal(no_color: str, coloured: bool) -> None:
-    """A terminal gets colours unless NO_COLOR is set."""
-    master, slave = pty.openpty()
-    environment = {**os.environ, "NO_COLOR": no_color}
+def test_a_terminal_gets_colours(tmp_path: Path) -> None:
+    """Written to a terminal, the demo is coloured."""
+    (tmp_path / "empty.db").touch()
+    terminal, slave = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "demo"], stdout=slave, stderr=slave, stdin=slave, env=environment
+        [*COMMAND, "demo", "--db", "empty.db", "--continue"],
+        stdout=slave,
+        stderr=slave,
+        stdin=slave,
     )
     os.close(slave)
     shown = b""
-    while True:
-        select.select([master], [], [])
-        try:
-            chunk = os.read(master, 4096)
-        except OSError:  # the process has closed its end
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(master)
-    assert process.wait() == 0
-    assert (b"\x1b[" in shown) is coloured
-    assert b"Your name is Alice." in shown
+    with contextlib.suppress(OSError):  # raised when the process has closed its end
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    assert (process.wait(), shown.decode()) == (0, shown.decode())
+    assert b"\x1b[32m        < You have not told me your name.\x1b[0m" in shown
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "written"),
+    [(True, "", "\x1b[1mhello\x1b[0m\n"), (True, "1", "hello\n"), (False, "", "hello\n")],
+)
+def test_colour_is_for_terminals_without_no_color(
+    terminal: bool, no_color: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe gets plain text, and so does a terminal with NO_COLOR set to anything."""
+    monkeypatch.setenv("NO_COLOR", no_color)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    Page(stream).write("hello", "1")
+    assert stream.getvalue() == written
