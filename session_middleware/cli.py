@@ -120,8 +120,10 @@ def _demo(db: Path, *, go_on: bool) -> None:
     page.heading("Two sessions, one file")
     asyncio.run(_converse(page, db, CONVERSATION))
     page.heading("The same file, opened by a new process")
-    command = [sys.executable, "-m", "session_middleware.cli", "demo", "--continue", "--db", db]
-    subprocess.run(command, check=True)  # noqa: S603 - this program itself
+    again = ["demo", "--continue", "--db", str(db)]
+    subprocess.run(  # noqa: S603 - this program itself
+        [sys.executable, "-m", "session_middleware.cli", *again], check=True
+    )
     page.heading("What the file holds: SELECT * FROM sessions")
     _show_rows(page, db)
 
