@@ -17,12 +17,19 @@ from session_middleware.memory import CarriedRun, RunState, TurnEnd, TurnState
 
 @dataclass(slots=True)
 class LeftRun:
-    """A run of this turn, or of an earlier attempt of it, that may be made again."""
+    """A run of this turn, or of an earlier attempt of it, that may be made again.
+
+    Attributes:
+        carried: it is of an earlier attempt.
+        also: where its items are if this one has none: a run that set out to take them over and
+            never heard whether it did.
+    """
 
     run: int
     input_digest: str | None
     has_outputs: bool
     carried: bool = False
+    also: LeftRun | None = None
 
 
 class Account:
@@ -34,7 +41,7 @@ class Account:
         self._running: set[int] = set()
         self._states: dict[int, RunState] = {}
         self._left: list[LeftRun] = []
-        self._claimed = False
+        self._inputs: set[str] = set()
         self._parked: dict[str, int] = {}
         self._agent: str | None = None
         self._output: str | None = None
@@ -49,8 +56,11 @@ class Account:
         with self._lock:
             self._next = max(self._next, next_run)
             self._left = [
-                LeftRun(run.run, run.input_digest, run.has_outputs, carried=True) for run in carried
+                LeftRun(run.run, run.input_digest, run.has_outputs, carried=True)
+                for run in carried
+                if run.item_count
             ]
+            self._inputs = {run.input_digest for run in carried if run.input_digest}
 
     def next_run(self) -> int:
         """Reserve the next run number."""
@@ -72,12 +82,12 @@ class Account:
                 another input than any run of that attempt.
         """
         with self._lock:
-            first, self._claimed = not self._claimed, True
+            inputs, self._inputs = self._inputs, set()
             for left in self._left:
                 if left.input_digest == input_digest:
                     self._left.remove(left)
                     return left
-            if first and any(left.carried for left in self._left):
+            if inputs and input_digest not in inputs:
                 raise IdempotencyConflict(
                     "this idempotency key was used with another input before: "
                     "use a new key for a new input"

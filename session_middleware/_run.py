@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -49,15 +50,17 @@ class Run:
         self._digest = "" if call.resumes else input_digest(call)
         self._number: int | None = None
         self._left: LeftRun | None = None
+        self._kept: int | None = None
         self._position = 0
         self._outputs = False
+        self._unsure = False
         self._span: Any = None
         self._redaction = Redaction(turn.options.redact)
 
     @property
     def continues(self) -> bool:
         """Whether the run goes on from tool outputs that an earlier one left."""
-        return self._left is not None and self._left.has_outputs
+        return bool(self._kept)
 
     # --- the SDK's Session -----------------------------------------------------------------
 
@@ -83,13 +86,16 @@ class Run:
             kept = self._redaction.apply(items)
             if not kept or self.turn.forgotten:
                 return
+            # Interrupted from here on, they may be stored or not: a run that is made again asks.
+            self._unsure = True
+            self._outputs = self._outputs or holds_output(kept)
             await self.turn.append(number, self._position, kept, self._digest)
         except MemoryUnavailable as error:
             if not self.turn.forgets("save_failed", error):
                 raise
             return
         self._position += len(kept)
-        self._outputs = self._outputs or holds_output(kept)
+        self._unsure = False
 
     async def pop_item(self) -> Item | None:
         """Remove and return the newest item of the session."""
@@ -114,19 +120,19 @@ class Run:
         except MemoryUnavailable as error:
             if not self.turn.forgets("load_failed", error):
                 raise
-        self._drop_input_if_continued()
+        if self.continues:
+            self.call.arguments["input"] = []
 
     def prepare_streamed(self) -> None:
         """The same for a streamed run, which must be called before anything can be awaited."""
-        if self.turn.lease is not None and self.resumes is None:
+        if self.resumes is not None:
+            return
+        may_continue = self.turn.idempotency_key is not None
+        if self.turn.lease is not None:
             self._claim()
-            self._drop_input_if_continued()
-        elif self.turn.idempotency_key is not None and self.resumes is None:
+            may_continue = self._left is not None
+        if may_continue:
             _sdk.drop_new_input(self.call, lambda: self.continues)
-
-    def _drop_input_if_continued(self) -> None:
-        if self.continues:
-            self.call.arguments["input"] = []
 
     async def _begin(self) -> int:
         """Take the session if that is still to be done, and get a number in the turn."""
@@ -140,9 +146,16 @@ class Run:
             self._number = turn.next_run()
             turn.account.starts(self._number)
             if self._left is not None:
-                self._position = await turn.take_over(self._left, self._number)
+                self._kept = self._position = await self._take_over(self._left, self._number)
                 self._outputs = self._position > 0
         return self._number
+
+    async def _take_over(self, left: LeftRun | None, number: int) -> int:
+        kept = 0
+        while left is not None:
+            kept += await self.turn.take_over(left, number)
+            left = left.also
+        return kept
 
     def _claim(self) -> None:
         if self._left is None and self._number is None:
@@ -183,18 +196,27 @@ class Run:
             state = "awaiting_approval" if outcome.parked is not None else "completed"
         else:
             state = "failed" if isinstance(error, Exception) else "cancelled"
-        left = None
-        if error is not None and self._number is not None and self._position > 0:
-            left = LeftRun(self._number, self._digest, self._outputs)
         self.turn.account.stops(
             self._number,
             state,
-            left=left,
+            left=None if error is None else self._leaves_behind(),
             parked=outcome.parked if outcome else None,
             agent=outcome.agent if outcome else None,
             output=outcome.output_text if outcome else None,
             usage=outcome.usage if outcome else None,
         )
+
+    def _leaves_behind(self) -> LeftRun | None:
+        """What there is to be made again of a run that did not complete."""
+        claimed = self._left
+        if self._number is None:
+            return claimed
+        if claimed is not None and self._kept is None:
+            mine = LeftRun(self._number, self._digest, claimed.has_outputs, also=claimed.also)
+            return dataclasses.replace(claimed, also=mine)
+        if self._position > 0 or self._unsure:
+            return LeftRun(self._number, self._digest, self._outputs)
+        return None
 
     async def is_over(self) -> None:
         """What is to be awaited once the run is over."""
@@ -259,9 +281,9 @@ async def run(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
     try:
         one = make()
         with one.in_force():
-            await one.prepare()
-            one.equip()
             try:
+                await one.prepare()
+                one.equip()
                 result = await one.call.go()
             except BaseException as failure:
                 one.over(error=failure, here=True)
@@ -282,9 +304,9 @@ def run_blocking(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
     try:
         one = make()
         with one.in_force():
-            _background.wait(one.prepare())
-            one.equip()
             try:
+                _background.wait(one.prepare())
+                one.equip()
                 result = one.call.go()
             except BaseException as failure:
                 one.over(error=failure, here=True)
