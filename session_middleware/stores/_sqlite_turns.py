@@ -66,9 +66,8 @@ _TOUCH = "UPDATE session SET updated_at = CURRENT_TIMESTAMP WHERE key = ?"
 _LET_GO = "UPDATE session SET token = NULL WHERE key = ?"
 _DELETE_SESSION = "DELETE FROM session WHERE session_id = ?"
 
-_PARKED = """
-    SELECT session, turn, open FROM park WHERE identity = ? ORDER BY session = ? DESC LIMIT 1
-"""
+_PARKED_HERE = "SELECT turn, open FROM park WHERE identity = ? AND session = ?"
+_PARKED_ELSEWHERE = "SELECT 1 FROM park WHERE identity = ? LIMIT 1"
 _PARK = """
     INSERT INTO park (identity, session, turn, open) VALUES (?, ?, ?, 1)
     ON CONFLICT (identity, session) DO UPDATE SET turn = excluded.turn, open = 1
@@ -243,21 +242,21 @@ def _parked_turn(
     """The parked turn that this request continues, if it names one."""
     if request.resume is None:
         return None
-    row = connection.execute(_PARKED, (request.resume, session.key)).fetchone()
+    row = connection.execute(_PARKED_HERE, (request.resume, session.key)).fetchone()
     if row is None:
-        return None
-    key, turn, is_open = row
-    if key != session.key:
+        if connection.execute(_PARKED_ELSEWHERE, (request.resume,)).fetchone() is None:
+            return None
         raise WrongSession(
             "this run was parked in another session: resume it with the session_id it was "
             "started with"
         )
+    turn, is_open = row
     if not is_open:
         raise DuplicateTurn(
             f"turn {turn} of session {request.session_id!r} was resumed from this state before: "
             "use what that turn stored",
             turn=turn,
-            items=_items(connection, _TURN_ITEMS, (key, turn)),
+            items=_items(connection, _TURN_ITEMS, (session.key, turn)),
         )
     return int(turn)
 

@@ -74,7 +74,7 @@ def orphans(connection: sqlite3.Connection) -> int:
 
 async def test_view_shows_the_four_columns_and_the_exact_text(path, other_tool):
     """The view's history is what json.dumps makes of the items, character for character."""
-    history = [user("Grüße \u0000 \\ \"x\""), answer("1e400"), {"type": "t", "n": [1.50, 2**70]}]
+    history = [user('Grüße \u0000 \\ "x"'), answer("1e400"), {"type": "t", "n": [1.50, 2**70]}]
     async with SQLiteSessionMemory(path) as memory:
         await memory.append_to_session("a", history)
         stored = await memory.load_items("a")
@@ -142,8 +142,12 @@ async def test_insert_through_the_view_is_split_into_turns(path, other_tool):
 
 _ELEMENTS = st.lists(
     st.one_of(
-        st.sampled_from([user("x"), answer("y"), {"type": "message", "role": "user", "content": 1}]),
-        st.sampled_from([{"type": "function_call", "role": "user"}, {"role": "user", "type": None}]),
+        st.sampled_from(
+            [user("x"), answer("y"), {"type": "message", "role": "user", "content": 1}]
+        ),
+        st.sampled_from(
+            [{"type": "function_call", "role": "user"}, {"role": "user", "type": None}]
+        ),
         st.sampled_from([1, 2.5, "text", 'q"uote', True, False, None, [], [1], {}]),
     ),
     max_size=8,
@@ -259,7 +263,9 @@ async def test_a_lease_alone_is_not_in_the_way_of_an_insert(path, other_tool):
     """A session that was taken and holds nothing yet can be inserted; the turn is lost."""
     async with SQLiteSessionMemory(path) as memory:
         taken = await memory.take_turn(TakeTurn("a", datetime.now(UTC)))
-        other_tool.execute("INSERT INTO sessions (session_id, conversation_history) VALUES ('a', '[]')")
+        other_tool.execute(
+            "INSERT INTO sessions (session_id, conversation_history) VALUES ('a', '[]')"
+        )
         with pytest.raises(TurnLost):
             await memory.end_turn(taken.lease, TurnEnd("completed", datetime.now(UTC)))
         assert await memory.turns("a") == []
@@ -287,7 +293,9 @@ async def test_seed_table_is_migrated_in_place(path, other_tool):
             "INSERT INTO sessions VALUES (?, ?, '2024-01-02 03:04:05', '2024-02-02 03:04:05')",
             (name, text),
         )
-    other_tool.execute("INSERT INTO sessions (session_id, conversation_history) VALUES (NULL, '[]')")
+    other_tool.execute(
+        "INSERT INTO sessions (session_id, conversation_history) VALUES (NULL, '[]')"
+    )
     other_tool.execute(
         "INSERT INTO sessions (session_id, conversation_history) VALUES ('blob', ?)",
         (b"[\xff]",),
