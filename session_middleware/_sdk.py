@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import json
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -193,6 +194,7 @@ def go_gated(call: RunCall, gate: Callable[[], Awaitable[None]]) -> Any:
 
     async def gated(run_loop: Coroutine[Any, Any, Any]) -> Any:
         try:
+            await asyncio.sleep(0)  # until whoever awaits the run loop does so
             await gate()
         except BaseException:
             run_loop.close()
@@ -335,8 +337,23 @@ def parked_identity(state: RunState[Any, Any]) -> str:
 
     The same for the state of a result, a copy of it, and one that was stored and read again.
     It is made of the SDK trace's id, or of the original input where tracing is off, and of the
-    calls that wait: several runs may wait in one trace, and a run may wait more than once.
+    calls that wait: several runs may wait in one trace, and a run may wait more than once. The
+    SDK carries a state forward as it resumes it; once nothing waits in it any more, it keeps the
+    name it had before.
     """
+    identity = _identity(state)
+    if state.get_interruptions():
+        if id(state) not in _names:
+            weakref.finalize(state, _names.pop, id(state), None).atexit = False
+        _names[id(state)] = identity
+    return _names.get(id(state), identity)
+
+
+_names: dict[int, str] = {}
+"""The names of states that are in use, by ``id``: a state cannot be hashed."""
+
+
+def _identity(state: RunState[Any, Any]) -> str:
     calls = [
         raw if isinstance(raw, dict) else raw.model_dump(exclude_none=True)
         for raw in (item.raw_item for item in state.get_interruptions())
