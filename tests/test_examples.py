@@ -40,6 +40,20 @@ SHOWN = {
         "Your name is Carol.",
     ],
     "migrating_from_to_input_list": ["California", "4 items are stored"],
+    "tracing_console": [
+        "session_turn chat  session.id=user_alice  session_middleware.turn=1"
+        "  session_middleware.history.item_count=0",
+        "  search_memory  session.id=user_alice  gen_ai.memory.record.count=0",
+        "  create_memory  session.id=user_alice  gen_ai.memory.record.count=1",
+        "  create_memory  session.id=user_alice  gen_ai.memory.record.count=1",
+        "Nice to meet you, Alice.",
+        "session_turn chat  session.id=user_alice  session_middleware.turn=2"
+        "  session_middleware.history.item_count=2",
+        "  search_memory  session.id=user_alice  gen_ai.memory.record.count=2",
+        "  create_memory  session.id=user_alice  gen_ai.memory.record.count=1",
+        "  create_memory  session.id=user_alice  gen_ai.memory.record.count=1",
+        "Your name is Alice.",
+    ],
 }
 NOT_SCRIPTS = {"offline", "fastapi_chat"}
 
