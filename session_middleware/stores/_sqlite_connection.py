@@ -37,12 +37,18 @@ _TRANSIENT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCO
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _FORK_PATIENCE = 1.0
+_LINGER = 0.05  # seconds; operations come in bursts, and a hop through two threads costs more
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether another process is in the way, so that the same thing may succeed in a moment."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _TRANSIENT
+
+
+def readable(text: bytes) -> str:
+    """A text of the file; what somebody else wrote there as no UTF-8 must not stop a load."""
+    return text.decode(errors="replace")
 
 
 def pauses() -> Callable[[], None]:
@@ -127,6 +133,7 @@ class GroupConnection(sqlite3.Connection):
         with queue.running:
             queue.create()
             super().__init__(*args, **kwargs)
+            self.text_factory = readable
             try:
                 queue.prepare(self)
             except BaseException:
@@ -183,7 +190,7 @@ class ConnectionQueue:
 
     def _forget(self) -> None:
         """Begin with nothing: as new, or in a forked child."""
-        self._lock = threading.Lock()
+        self._arrival = threading.Condition()
         self.running = threading.Lock()  # held whenever SQLite is inside a call
         self._waiting: deque[_Member[Any]] = deque()
         self._draining = False
@@ -212,11 +219,12 @@ class ConnectionQueue:
         patience = self._timeout if timeout is None else timeout
         waiter: Outcome[T] = Outcome(loop=asyncio.get_running_loop())
         member = _Member(work, keep, time.monotonic() + patience, waiter)
-        with self._lock:
+        with self._arrival:
             if self._closed:
                 raise MemoryClosed(f"the memory in {self._path} was closed by cleanup()")
             self._waiting.append(member)
             if self._draining:
+                self._arrival.notify()
                 return waiter
             self._draining = True
         _background.loop().call_soon_threadsafe(self._start_drain)
@@ -234,11 +242,11 @@ class ConnectionQueue:
 
     async def _drain(self) -> None:
         try:
-            if self._broken:
+            await (await self._connection()).commit()
+            while self._broken:
                 self._broken = False
                 await self._disconnect()
-            connection = await self._connection()
-            await connection.commit()
+                await (await self._connection()).commit()
         except BaseException as error:
             self._settle(self._give_up(), error)
 
@@ -272,8 +280,9 @@ class ConnectionQueue:
 
     def refuse(self) -> None:
         """Take nothing more; what waits is still done."""
-        with self._lock:
+        with self._arrival:
             self._closed = True
+            self._arrival.notify()
 
     async def close(self) -> None:
         """Let what waits be done, then close the connection. For the background loop only."""
@@ -289,10 +298,10 @@ class ConnectionQueue:
     # --- the connection's thread -----------------------------------------------------------
 
     def run_waiting(self, connection: GroupConnection) -> None:
-        """Run groups until nothing waits."""
+        """Run groups until nothing has come for a while."""
         group: list[_Member[Any]] = []
         pause = pauses()
-        while group := [*group, *self._take_waiting(last=not group)]:
+        while not self._broken and (group := [*group, *self._take_waiting(last=not group)]):
             with self.running:
                 obstacle = self._run_group(connection, group)
             if obstacle is None:
@@ -313,8 +322,9 @@ class ConnectionQueue:
         try:
             connection.begin(self._begin, synchronous)
             for member in group:
-                self._run_member(connection, member)
-            connection.execute("COMMIT")
+                self._run_member(connection, member, alone=len(group) == 1)
+            if connection.in_transaction:
+                connection.execute("COMMIT")
         except BaseException as error:
             with suppress(sqlite3.Error):  # the connection is renewed below where this fails
                 if connection.in_transaction:
@@ -330,23 +340,29 @@ class ConnectionQueue:
         self._settle(group)
         return None
 
-    def _run_member(self, connection: GroupConnection, member: _Member[Any]) -> None:
+    def _run_member(
+        self, connection: GroupConnection, member: _Member[Any], *, alone: bool
+    ) -> None:
         member.error = None
-        connection.execute("SAVEPOINT member")
+        if not alone:
+            connection.execute("SAVEPOINT member")
         try:
             member.result = member.work(connection)
         except Exception as error:
             if is_transient(error) or not connection.in_transaction:
                 raise  # SQLite has undone the whole transaction, or will have to begin again
             member.error = error
-            connection.execute("ROLLBACK TO member")
-        connection.execute("RELEASE member")
+            connection.execute("ROLLBACK" if alone else "ROLLBACK TO member")
+        if not alone:
+            connection.execute("RELEASE member")
 
     # --- both ------------------------------------------------------------------------------
 
     def _take_waiting(self, *, last: bool) -> list[_Member[Any]]:
-        """Everything that waits; with ``last`` and nothing there, the drain is over."""
-        with self._lock:
+        """Everything that waits; with ``last`` and nothing there for a while, the drain is over."""
+        with self._arrival:
+            if last and not self._waiting and not self._closed:
+                self._arrival.wait(_LINGER)
             group = list(self._waiting)
             self._waiting.clear()
             if last and not group:
@@ -355,7 +371,7 @@ class ConnectionQueue:
 
     def _give_up(self) -> list[_Member[Any]]:
         """Everything that waits; the drain is over."""
-        with self._lock:
+        with self._arrival:
             group = list(self._waiting)
             self._waiting.clear()
             self._draining = False

@@ -32,7 +32,10 @@ def is_seed_table(connection: sqlite3.Connection) -> bool:
 
 def copy_seed_table(connection: sqlite3.Connection) -> None:
     """Store every row's history as turns. A row that is no JSON array is kept as one raw text."""
-    connection.text_factory = bytes  # a text may be no UTF-8, and still must not be lost
+    usual, connection.text_factory = (
+        connection.text_factory,
+        bytes,
+    )  # a text may be no UTF-8, and still must not be lost
     try:
         rows = connection.execute(
             "SELECT session_id, conversation_history, created_at, updated_at FROM sessions"
@@ -46,7 +49,7 @@ def copy_seed_table(connection: sqlite3.Connection) -> None:
             for turn, texts in enumerate(_turns(history or ""), start=1):
                 _store_turn(connection, key, turn, texts, (created_at, updated_at))
     finally:
-        connection.text_factory = str
+        connection.text_factory = usual
 
 
 def _text(value: Any) -> str | None:

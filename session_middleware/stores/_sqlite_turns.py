@@ -402,8 +402,7 @@ def end(connection: sqlite3.Connection, lease: Lease, how: TurnEnd) -> None:
             turn,
         ),
     )
-    if how.park is not None:
-        connection.execute(_PARK, (how.park, key, turn))
+    connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
 
 
 # --- writing without one ---------------------------------------------------------------------

@@ -116,8 +116,8 @@ class SQLiteSessionMemory(TurnMemory):
     async def _give_back(self, taken: Taken, request: TakeTurn) -> None:
         """Undo a taking that was cancelled meanwhile: nobody will ever end this turn."""
         end = TurnEnd(state="cancelled", ended_at=request.started_at)
-        if taken.resumed:
-            end = TurnEnd("awaiting_approval", request.started_at, park=request.resume)
+        if taken.resumed and request.resume is not None:
+            end = TurnEnd("awaiting_approval", request.started_at, park=(request.resume,))
         with suppress(SessionMemoryError):  # otherwise the lease ends by itself
             await self.end_turn(taken.lease, end)
 
