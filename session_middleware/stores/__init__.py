@@ -91,7 +91,7 @@ def shared(url_or_path: str | os.PathLike[str]) -> TurnMemory:
         return memory
 
 
-def _open(path: str | None, options: tuple[tuple[str, Any], ...]) -> TurnMemory:
+def _open(path: str, options: tuple[tuple[str, Any], ...]) -> TurnMemory:
     if path == ":memory:":
         from session_middleware.stores.in_memory import InMemorySessionMemory
 

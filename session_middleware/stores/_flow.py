@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from session_middleware.memory import Item, SessionMemory
 from session_middleware.stores._ledger import Ledger
 
+NOBODY = -1
+"""In place of a run that is let through: every run waits."""
+
 
 @dataclass(slots=True)
 class Flow:
@@ -34,9 +37,9 @@ class Flow:
     waiting: dict[int, list[Item]] = field(default_factory=dict)
     over: set[int] = field(default_factory=set)
 
-    def advance(self) -> list[Item]:
+    def advance(self) -> list[tuple[int, Item]]:
         """Let the next run through, once the one before is over; returns what to store now."""
-        batch: list[Item] = []
+        batch: list[tuple[int, Item]] = []
         while self.through is None or self.through in self.over:
             if not self.waiting:
                 self.through = None
@@ -44,10 +47,23 @@ class Flow:
             self.through = next(
                 (run for run in self.waiting if run in self.over), next(iter(self.waiting))
             )
-            items = self.waiting.pop(self.through)
-            self.stored.extend((self.through, item) for item in items)
-            batch.extend(items)
+            batch.extend((self.through, item) for item in self.waiting.pop(self.through))
+        self.stored.extend(batch)
         return batch
+
+    def take_back(self, items: Sequence[Item]) -> None:
+        """Forget that these very items were stored."""
+        self.stored = [one for one in self.stored if not any(one[1] is item for item in items)]
+
+    def put_back(self, batch: Sequence[tuple[int, Item]]) -> None:
+        """Let a batch that could not be stored wait on, before everything else, until the end."""
+        self.take_back([item for _, item in batch])
+        later, self.waiting = self.waiting, {}
+        for run, item in batch:
+            self.waiting.setdefault(run, []).append(item)
+        for run, items in later.items():
+            self.waiting.setdefault(run, []).extend(items)
+        self.through = NOBODY
 
     def pop(self) -> tuple[int, Item]:
         """Take away the newest item that waits, and say whose it was."""
@@ -57,7 +73,7 @@ class Flow:
             del self.waiting[run]
         return run, item
 
-    def end(self) -> list[Item]:
+    def end(self) -> list[tuple[int, Item]]:
         """Everything that still waits, run by run."""
         self.over.update(self.waiting)
         if self.through is not None:

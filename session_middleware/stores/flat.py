@@ -183,14 +183,16 @@ class FlatTurns:
                 flow.waiting.setdefault(run, []).extend(added)
                 return
             flow.stored.extend((run, item) for item in added)
-            write = self._queue(lease.session_id, lambda: self._append(lease.session_id, added))
-        try:
-            await _background.finish(write)
-        except Exception:
-            with books.lock:
-                books.ledger.take_back(lease, run, range(position, position + len(texts)))
-                flow.stored = [one for one in flow.stored if not any(one[1] is i for i in added)]
-            raise
+
+            def afterwards(succeeded: bool) -> None:
+                if not succeeded:
+                    books.ledger.take_back(lease, run, range(position, position + len(texts)))
+                    flow.take_back(added)
+
+            write = self._queue(
+                lease.session_id, lambda: self._append(lease.session_id, added), afterwards
+            )
+        await _background.finish(write)
 
     async def retry_run(self, lease: Lease, failed: int, run: int) -> int:
         """Let ``run`` take over what ``failed`` left; what it cannot use is removed."""
@@ -229,7 +231,10 @@ class FlatTurns:
         return kept
 
     async def end_run(self, lease: Lease, run: int) -> None:
-        """Say that ``run`` stores nothing more, so that the items that wait for it are stored."""
+        """Say that ``run`` stores nothing more, so that the items that wait for it are stored.
+
+        When that fails (MemoryUnavailable) they wait on, and ``end_turn`` tries again.
+        """
         books = self._books
         with books.lock:
             books.ledger.fenced(lease)
@@ -238,7 +243,16 @@ class FlatTurns:
             batch = flow.advance()
             if not batch:
                 return
-            write = self._queue(lease.session_id, lambda: self._append(lease.session_id, batch))
+
+            def afterwards(succeeded: bool) -> None:
+                if not succeeded:
+                    flow.put_back(batch)
+
+            write = self._queue(
+                lease.session_id,
+                lambda: self._append(lease.session_id, _items(batch)),
+                afterwards,
+            )
         await _background.finish(write)
 
     async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
@@ -255,17 +269,20 @@ class FlatTurns:
         with books.lock:
             books.ledger.fenced(lease)
             batch = books.flows[lease.session_id].end()
-            write = self._queue(lease.session_id, lambda: self._append(lease.session_id, batch))
 
-        async def store_and_end() -> None:
-            try:
-                await write
-            finally:
-                with books.lock:
-                    books.ledger.end(lease, end)
-                    self._let_go(lease.session_id)
+            def let_go(_: bool = True) -> None:
+                books.ledger.end(lease, end)
+                self._let_go(lease.session_id)
 
-        await _background.finish(store_and_end())
+            if not batch and lease.session_id not in books.writes:
+                let_go()
+                return
+            write = self._queue(
+                lease.session_id,
+                lambda: self._append(lease.session_id, _items(batch)),
+                let_go,
+            )
+        await _background.finish(write)
 
     async def pop_item(self, session_id: str) -> Item | None:
         """Remove and return the newest item of the session; None where there is none."""
@@ -306,7 +323,9 @@ class FlatTurns:
                 return released
             batch = flow.end()
             self._let_go(session_id)
-            write = self._queue(session_id, lambda: self._append(session_id, batch))
+            if not batch:
+                return released
+            write = self._queue(session_id, lambda: self._append(session_id, _items(batch)))
         await _background.finish(write)
         return released
 
@@ -346,30 +365,40 @@ class FlatTurns:
             ) from error
 
     def _queue(
-        self, session_id: str, work: Callable[[], Coroutine[Any, Any, None]]
+        self,
+        session_id: str,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        afterwards: Callable[[bool], None] | None = None,
     ) -> Coroutine[Any, Any, None]:
         """``work`` as a coroutine that waits for every earlier write of the session.
 
         Called under the lock: the order of the calls is the order of the writes, whatever loops
-        they run on.
+        they run on. ``afterwards`` is called under the lock, whatever became of the work, and is
+        told whether it succeeded.
         """
         writes = self._books.writes
         earlier = writes.get(session_id)
-        done: Future[None] = Future()
-        writes[session_id] = done
+        over: Future[None] = Future()
+        writes[session_id] = over
+        succeeded = False
 
         def settle() -> None:
             with self._books.lock:
-                if writes.get(session_id) is done:
+                if over.done():
+                    return
+                if writes.get(session_id) is over:
                     del writes[session_id]
-                if not done.done():
-                    done.set_result(None)
+                over.set_result(None)
+                if afterwards is not None:
+                    afterwards(succeeded)
 
         async def in_order() -> None:
+            nonlocal succeeded
             try:
                 if earlier is not None:
                     await asyncio.shield(asyncio.wrap_future(earlier))
                 await work()
+                succeeded = True
             finally:
                 settle()
 
@@ -394,6 +423,10 @@ class FlatTurns:
             "the six methods: implement session_middleware.memory.SupportsTurns, or use "
             "SQLiteSessionMemory"
         )
+
+
+def _items(batch: Sequence[tuple[int, Item]]) -> list[Item]:
+    return [item for _, item in batch]
 
 
 def _decoded(texts: Sequence[str]) -> list[Item]:

@@ -10,18 +10,16 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("session_middleware.conformance")
-
-from session_middleware.conformance import (  # noqa: E402 - after the rewriting is asked for
+from session_middleware.conformance import (
     MemoryConformance,
     SharedStorageConformance,
     TurnConformance,
     TurnMemoryConformance,
 )
-from session_middleware.memory import Item, SessionMemory, SupportsTurns  # noqa: E402
-from session_middleware.stores.flat import FlatTurns  # noqa: E402
-from session_middleware.stores.in_memory import InMemorySessionMemory  # noqa: E402
-from session_middleware.stores.sqlite import SQLiteSessionMemory  # noqa: E402
+from session_middleware.memory import Item, SessionMemory, SupportsTurns
+from session_middleware.stores.flat import FlatTurns
+from session_middleware.stores.in_memory import InMemorySessionMemory
+from session_middleware.stores.sqlite import SQLiteSessionMemory
 
 
 class SixMethods(SessionMemory):
