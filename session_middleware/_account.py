@@ -172,7 +172,7 @@ class Account:
                 ended_at=datetime.now(UTC),
                 runs=dict(self._states),
                 discard=on_failure == "discard" and state in ("failed", "cancelled"),
-                park=next(reversed(self._parked)) if state == "awaiting_approval" else None,
+                park=tuple(self._parked) if state == "awaiting_approval" else (),
                 durable=durable,
                 agent=self._agent,
                 error_type=None if error is None else type(error).__name__,

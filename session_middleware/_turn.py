@@ -244,8 +244,8 @@ class Turn:
         if taking.exception() is None:
             taken, now = taking.result(), datetime.now(UTC)
             end = TurnEnd("cancelled", now)
-            if taken.resumed:  # it waits for its approval as before
-                end = TurnEnd("awaiting_approval", now, park=request.resume)
+            if taken.resumed and request.resume is not None:  # it waits as before
+                end = TurnEnd("awaiting_approval", now, park=(request.resume,))
             await _background.settle(self.store.end_turn(taken.lease, end))
         raise cancelled
 

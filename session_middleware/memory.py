@@ -180,7 +180,7 @@ class TurnEnd:
     Attributes:
         runs: the state of every run of this attempt, by number.
         discard: remove the items of the turn.
-        park: the identity under which an approval is awaited (state awaiting_approval).
+        park: the identities of the runs that wait for approval (state awaiting_approval).
         durable: the record must survive a power failure once the call returns.
     """
 
@@ -188,7 +188,7 @@ class TurnEnd:
     ended_at: datetime
     runs: dict[int, RunState] = field(default_factory=dict)
     discard: bool = False
-    park: str | None = None
+    park: tuple[str, ...] = ()
     durable: bool = False
     agent: str | None = None
     error_type: str | None = None

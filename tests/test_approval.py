@@ -452,3 +452,33 @@ async def test_the_same_request_parked_twice_without_tracing(
         await carried_out(method, agent, await approved(result, serialised, agent), each_memory)
     assert counts == ["pay", "pay"]
     assert await stored(each_memory) == "U C O A U C O A"
+
+
+@both_ways
+async def test_several_parked_in_one_turn(each_memory: Any, method: str) -> None:
+    """Runs of one function may wait together; each is resumed once, as a run of that turn."""
+    counts: list[str] = []
+    agents = [paying(counts, assistant(name)) for name in "AB"]
+
+    @with_session_memory(memory=each_memory)
+    async def ask_both() -> list[Any]:
+        made = [getattr(Runner, method)(agent, "Pay") for agent in agents]
+        waiting = map(consumed, made) if method == "run_streamed" else made
+        return await asyncio.gather(*waiting)
+
+    results = await ask_both(session_id="s")
+    for agent, result in zip(agents, results, strict=True):
+        the_same = await approved(result, serialised, agent)
+        with pytest.raises(WrongSession):
+            await carried_out(method, agent, the_same, each_memory, "other")
+        state = await approved(result, serialised, agent)
+        await carried_out(method, agent, state, each_memory)
+        with pytest.raises(DuplicateTurn):
+            await carried_out(method, agent, the_same, each_memory)
+    assert counts == ["pay", "pay"]
+    (record,) = await each_memory.turns("s")
+    assert (record.state, record.runs) == ("completed", 4)
+    follow_up = scripted_agent(assistant("yes"))
+    await carried_out(method, follow_up, "Sure?", each_memory)
+    seen = letters(model_of(follow_up).calls[0].input)
+    assert (seen.count("C"), seen.count("O")) == (2, 2)

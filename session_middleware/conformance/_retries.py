@@ -85,7 +85,7 @@ class RetriesConformance(TurnFactory):
     async def park(self, turns: SupportsTurns, session_id: str = "s", park: str = "p") -> Taken:
         taken = await take(turns, session_id)
         await turns.append_items(taken.lease, 1, 0, [user("1"), call("f")])
-        await end(turns, taken, "awaiting_approval", park=park, runs={1: "awaiting_approval"})
+        await end(turns, taken, "awaiting_approval", park=(park,), runs={1: "awaiting_approval"})
         return taken
 
     @given_turns
@@ -163,7 +163,7 @@ class RetriesConformance(TurnFactory):
             resumed = await take(turns, resume="p")
             assert (resumed.resumed, resumed.next_run) == (True, run)
             await turns.append_items(resumed.lease, run, 0, [output(f"{run}")])
-            await end(turns, resumed, "awaiting_approval", park="p")
+            await end(turns, resumed, "awaiting_approval", park=("p",))
         last = await take(turns, resume="p")
         await end(turns, last)
         (record,) = await turns.turns("s")
@@ -173,7 +173,7 @@ class RetriesConformance(TurnFactory):
     async def test_a_turns_traces_add_up(self, turns: SupportsTurns) -> None:
         """A resumed turn keeps the traces of the runs before it was parked."""
         taken = await take(turns)
-        await end(turns, taken, "awaiting_approval", park="p", sdk_trace_ids=("t1",))
+        await end(turns, taken, "awaiting_approval", park=("p",), sdk_trace_ids=("t1",))
         resumed = await take(turns, resume="p")
         await end(turns, resumed, sdk_trace_ids=("t1", "t2"))
         (record,) = await turns.turns("s")

@@ -83,7 +83,7 @@ class SharedStorageConformance(TurnMemoryConformance):
     async def test_a_resume_takes_over_an_expired_lease(self, memory: Any) -> None:
         """A parked turn goes on when the one that came in between has died."""
         parked = await take(memory)
-        await end(memory, parked, "awaiting_approval", park="p")
+        await end(memory, parked, "awaiting_approval", park=("p",))
         await take(memory)
         await self.expire(memory, "s")
         resumed = await take(memory, resume="p")

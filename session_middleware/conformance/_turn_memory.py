@@ -226,7 +226,7 @@ class TurnMemoryConformance(MemoryConformance, TurnConformance, KeysConformance)
         """After a clear or a save a parked state is unknown, and a key is free."""
         for forget in (memory.clear_session("s"), memory.save_session("s", [user("saved")])):
             parked = await take(memory, idempotency_key="k")
-            await end(memory, parked, "awaiting_approval", park="p")
+            await end(memory, parked, "awaiting_approval", park=("p",))
             await forget
             taken = await take(memory, resume="p", idempotency_key="k")
             assert (taken.resumed, taken.carried) == (False, ())

@@ -312,9 +312,9 @@ class Ledger:
         turn.finish(end.state, end.ended_at)
         turn.sdk_trace_ids = tuple(dict.fromkeys((*turn.sdk_trace_ids, *end.sdk_trace_ids)))
         turn.end = end
-        if end.park is not None:
-            session.parked[end.park] = (turn.number, True)
-            self._parked_in.setdefault(end.park, set()).add(lease.session_id)
+        for identity in end.park:
+            session.parked[identity] = (turn.number, True)
+            self._parked_in.setdefault(identity, set()).add(lease.session_id)
         session.token = None
 
     # --- writing without one ---------------------------------------------------------------
