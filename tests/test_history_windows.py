@@ -19,10 +19,12 @@ from session_middleware.history import (
     Turn,
     apply_windows,
     digest,
+    digest_of_texts,
     holds_output,
     last_items,
     last_turns,
     split,
+    text_of,
     token_budget,
     up_to_last_output,
 )
@@ -265,6 +267,19 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(item: dict[str, Any]) -> 
     """The same JSON has the same digest; another list of items has another."""
     assert digest([item]) == digest([dict(reversed(item.items()))])
     assert digest([item]) != digest([item, item])
+
+
+def test_the_text_of_an_item_can_always_be_encoded() -> None:
+    """Characters are kept as they are; only a lone surrogate is written as an escape."""
+    assert text_of(user("ä")) == '{"role": "user", "content": "ä"}'
+    assert text_of(user("\ud800")) == '{"role": "user", "content": "\\ud800"}'
+
+
+@given(st.lists(st.text(max_size=3), max_size=4), st.lists(st.text(max_size=3), max_size=4))
+def test_a_digest_of_texts_tells_lists_of_items_apart(one: list[str], other: list[str]) -> None:
+    """Equal lists have equal digests; no two lists share one by where their items end."""
+    digests = [digest_of_texts(text_of(user(text)) for text in texts) for texts in (one, other)]
+    assert (digests[0] == digests[1]) == (one == other)
 
 
 # --- what a run that did not complete left behind ------------------------------------------
