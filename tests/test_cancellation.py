@@ -158,7 +158,9 @@ async def streamed_again_in_the_turn(scene: Scene) -> None:
                 pass
         except asyncio.CancelledError:
             result.cancel()
-            await asyncio.wait({result.run_loop_task})  # type: ignore[arg-type]
+            assert result.run_loop_task is not None
+            with suppress(asyncio.CancelledError):
+                await result.run_loop_task
             raise
 
     async def persistent(text: str) -> None:
