@@ -21,7 +21,7 @@ from session_middleware._sdk import RunCall
 from session_middleware._seat import Seat
 from session_middleware._turn import Turn
 from session_middleware.errors import ConflictingMemory, MemoryUnavailable
-from session_middleware.history import digest, holds_output
+from session_middleware.history import digest, holds_output, repair
 from session_middleware.hooks import SessionRunHooks
 from session_middleware.memory import Item, RunState
 
@@ -180,6 +180,9 @@ class Run:
         arguments = self.call.arguments
         arguments["session"] = self
         arguments["hooks"] = SessionRunHooks.around(arguments.get("hooks"))
+        # A provider that repeats its call ids may use one again that the history has: only what
+        # the model is about to be given shows it.
+        _sdk.filter_model_input(self.call, lambda items: repair(items)[0])
         turn = self.turn
         self._span, mismatch = _sdk.correlate(self.call, turn.telemetry.trace_metadata())
         if mismatch is not None:

@@ -22,6 +22,7 @@ import wrapt
 from agents import ItemHelpers, RunConfig, RunHooks, Runner, RunState
 from agents import custom_span as sdk_span
 from agents import get_current_trace as current_trace
+from agents.run import CallModelData, ModelInputData
 
 from session_middleware.errors import SessionMemoryError
 from session_middleware.history import digest
@@ -35,6 +36,7 @@ __all__ = [
     "bind",
     "correlate",
     "drop_new_input",
+    "filter_model_input",
     "find_state",
     "go_gated",
     "new_items",
@@ -156,7 +158,22 @@ def bind(method: str, proceed: Callable[..., Any], args: Any, kwargs: dict[str, 
     Raises:
         TypeError: the SDK's own, for arguments it does not take.
     """
-    arguments = dict(_signature(proceed).bind(*args, **kwargs).arguments)
+    signature = _signature(proceed)
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        proceed(*args, **kwargs)  # cannot be called so either, and says it in its own words
+        raise
+    arguments: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:  # a subclass that hands on what it is given
+            arguments.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            known = list(_signature(getattr(Runner, method)).parameters)
+            arguments.update(zip(known[len(arguments) :], value, strict=False))
+        else:
+            arguments[name] = value
     return RunCall(method, proceed, arguments)
 
 
@@ -230,6 +247,27 @@ def drop_new_input(call: RunCall, dropped: Callable[[], bool]) -> None:
         return list(await merged if inspect.isawaitable(merged) else merged)
 
     _change_settings(call, session_input_callback=merge)
+
+
+def filter_model_input(call: RunCall, change: Callable[[list[Any]], list[Any]]) -> None:
+    """Let ``change`` have the last word on what each model call of the run is given.
+
+    The user's own ``call_model_input_filter`` goes first.
+    """
+    given = _setting(call, "call_model_input_filter")
+
+    async def filtered(data: CallModelData[Any]) -> Any:
+        model_data = data.model_data
+        if given is not None:
+            model_data = given(data)
+            if inspect.isawaitable(model_data):
+                model_data = await model_data
+            if not isinstance(model_data, ModelInputData):
+                return model_data  # for the SDK to refuse
+        items = change(model_data.input)
+        return ModelInputData(input=items, instructions=model_data.instructions)
+
+    _change_settings(call, call_model_input_filter=filtered)
 
 
 # --- tracing -------------------------------------------------------------------------------

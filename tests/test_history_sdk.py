@@ -212,15 +212,6 @@ ALSO_BEFORE_EACH_CALL = RunConfig(call_model_input_filter=repaired_input)
 @pytest.mark.parametrize(
     ("turns", "config"),
     [
-        pytest.param(
-            2,
-            None,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the history has the id once and the run again: nothing in the history "
-                "shows that it repeats, and the SDK merges the two while the run goes on",
-            ),
-        ),
         (3, None),
         (4, None),
         (2, ALSO_BEFORE_EACH_CALL),

@@ -27,7 +27,7 @@ from agents import (
     output_guardrail,
 )
 from agents.retry import ModelRetrySettings
-from agents.testing import ModelStep
+from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from scripted import assistant, call, model_of, scripted_agent
 from stored import (
     METHODS,
@@ -399,3 +399,21 @@ async def test_two_runs_at_once(each_memory: Any, method: str) -> None:
     assert seen == ["U", "U C O A U"]
     owners = [text_of(item)[-1] for item in await each_memory.load_session("s") if "role" in item]
     assert owners in (["A", "A", "B", "B"], ["B", "B", "A", "A"])
+
+
+@pytest.mark.parametrize("turns", [2, 3])
+async def test_a_provider_that_repeats_its_call_ids_loses_no_pair(memory: Any, turns: int) -> None:
+    """The model sees every call with its own output, those of the run that goes on included."""
+    count = iter(range(1, 100))
+    tick = tool("tick", lambda: f"tick {next(count)}")
+    steps = [[function_call("tick", {}, call_id="call_1")], [assistant_message("ok")]] * turns
+    model = ScriptedModel(steps)
+    run = with_session_memory(Runner.run, memory=memory)
+    for _ in range(turns):
+        await run(Agent(name="A", model=model, tools=[tick]), "tick", session_id="s")
+    assert model.last_call is not None
+    seen = model.last_call.input
+    outputs = [item["output"] for item in seen if item.get("type") == "function_call_output"]
+    assert outputs == [f"tick {n}" for n in range(1, turns + 1)]
+    calls = [item["call_id"] for item in seen if item.get("type") == "function_call"]
+    assert len(set(calls)) == turns
