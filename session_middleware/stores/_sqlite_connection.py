@@ -321,10 +321,11 @@ class ConnectionQueue:
         changes = connection.total_changes
         try:
             connection.begin(self._begin, synchronous)
-            for member in group:
-                self._run_member(connection, member, alone=len(group) == 1)
-            if connection.in_transaction:
-                connection.execute("COMMIT")
+            if not self._run_members(connection, group):
+                connection.execute("ROLLBACK")
+                connection.execute(self._begin)
+                self._run_members(connection, group, apart=True)
+            connection.execute("COMMIT")
         except BaseException as error:
             with suppress(sqlite3.Error):  # the connection is renewed below where this fails
                 if connection.in_transaction:
@@ -340,21 +341,32 @@ class ConnectionQueue:
         self._settle(group)
         return None
 
-    def _run_member(
-        self, connection: GroupConnection, member: _Member[Any], *, alone: bool
-    ) -> None:
-        member.error = None
-        if not alone:
-            connection.execute("SAVEPOINT member")
-        try:
-            member.result = member.work(connection)
-        except Exception as error:
-            if is_transient(error) or not connection.in_transaction:
-                raise  # SQLite has undone the whole transaction, or will have to begin again
-            member.error = error
-            connection.execute("ROLLBACK" if alone else "ROLLBACK TO member")
-        if not alone:
-            connection.execute("RELEASE member")
+    def _run_members(
+        self, connection: GroupConnection, group: Sequence[_Member[Any]], *, apart: bool = False
+    ) -> bool:
+        """Run each; False where one failed halfway, so that what it changed is to be undone.
+
+        That is rare: a fence comes before any change. So the savepoints that can undo one member
+        alone are set only ``apart``, in a second attempt, and cost the usual group nothing.
+        """
+        for member in group:
+            member.error = None
+            changes = connection.total_changes
+            if apart:
+                connection.execute("SAVEPOINT member")
+            try:
+                member.result = member.work(connection)
+            except Exception as error:
+                if is_transient(error) or not connection.in_transaction:
+                    raise  # SQLite has undone the whole transaction, or will have to begin again
+                if not apart and connection.total_changes != changes:
+                    return False
+                member.error = error
+                if apart:
+                    connection.execute("ROLLBACK TO member")
+            if apart:
+                connection.execute("RELEASE member")
+        return True
 
     # --- both ------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from session_middleware import _background
 from session_middleware.errors import MemoryClosed, MemoryUnavailable
-from session_middleware.stores import _sqlite_turns as turns
+from session_middleware.stores import _sqlite_taking as taking
 from session_middleware.stores._sqlite_connection import ConnectionQueue
 
 
@@ -73,7 +73,7 @@ class HeldLeases:
             self._held.clear()
             self._tell_watchers()
         if held:
-            await self._writes.submit(partial(turns.release_held, held=held), timeout=patience)
+            await self._writes.submit(partial(taking.release_held, held=held), timeout=patience)
 
     def _tell_watchers(self) -> None:
         if not self._held:
@@ -102,7 +102,7 @@ class HeldLeases:
                 continue
             try:
                 still = await self._writes.submit(
-                    partial(turns.renew, held=held, lease=self._seconds)
+                    partial(taking.renew, held=held, lease=self._seconds)
                 )
             except MemoryUnavailable:
                 continue  # tried again in a third of the lease

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from session_middleware.history import split
+from session_middleware.stores._sqlite_moments import text_of
 
 _COLUMNS = ["session_id", "conversation_history", "created_at", "updated_at"]
 _DECODER = json.JSONDecoder()
@@ -150,4 +151,4 @@ def _moment(text: str) -> str:
         moment = datetime.now(UTC)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")
+    return text_of(moment)

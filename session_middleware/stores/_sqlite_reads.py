@@ -15,7 +15,7 @@ from typing import Any
 from session_middleware.history import LastItems, LastTurns, Turn
 from session_middleware.memory import Item, Loaded, TurnRecord
 from session_middleware.stores._base import decode_items
-from session_middleware.stores._sqlite_turns import moment_of
+from session_middleware.stores._sqlite_moments import moment_of
 
 _KEY = "SELECT key FROM session WHERE session_id = ?"
 _IDS = "SELECT session_id FROM session WHERE created_at IS NOT NULL ORDER BY key"

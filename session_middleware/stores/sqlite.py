@@ -1,8 +1,9 @@
 """The embedded default: every session in one SQLite file, for any number of local processes.
 
 This module is the memory's surface and its life: opened by the first use, closed by ``cleanup``,
-by the last reference or by the exit of the process. What is written and read is in
-``_sqlite_turns`` and ``_sqlite_reads``, how it gets to the file in ``_sqlite_connection``.
+by the last reference or by the exit of the process. Who holds a session is in
+``_sqlite_taking``, what is written and read in ``_sqlite_turns`` and ``_sqlite_reads``, how it
+gets to the file in ``_sqlite_connection``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from session_middleware.memory import (
     check_session_id,
 )
 from session_middleware.stores import _sqlite_reads as reading
+from session_middleware.stores import _sqlite_taking as taking
 from session_middleware.stores import _sqlite_turns as writing
 from session_middleware.stores._base import TurnMemory, encode_items
 from session_middleware.stores._sqlite_connection import ConnectionQueue, GroupConnection
@@ -102,13 +104,13 @@ class SQLiteSessionMemory(TurnMemory):
     async def take_turn(self, request: TakeTurn) -> Taken:
         """Take the session, or say why not; never wait for its holder."""
         check_session_id(request.session_id)
-        work = partial(writing.take, request=request, lease=self.lease_seconds)
-        taking = self._file.writes.submit(work)
+        work = partial(taking.take, request=request, lease=self.lease_seconds)
+        outcome = self._file.writes.submit(work)
         try:
-            taken, key = await taking
+            taken, key = await outcome
         except asyncio.CancelledError:
-            if taking.exception() is None:
-                await self._give_back(taking.result()[0], request)
+            if outcome.exception() is None:
+                await self._give_back(outcome.result()[0], request)
             raise
         self._file.leases.add(taken.lease.token, key)
         return taken
@@ -197,7 +199,7 @@ class SQLiteSessionMemory(TurnMemory):
     async def release(self, session_id: str) -> bool:
         """Take the session away from whoever holds it; returns whether anybody did."""
         check_session_id(session_id)
-        return await self._write(partial(writing.release, session_id=session_id))
+        return await self._write(partial(taking.release, session_id=session_id))
 
     async def turns(
         self, session_id: str, limit: int | None = None, before: int | None = None

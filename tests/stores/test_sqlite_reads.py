@@ -1,0 +1,142 @@
+"""What is read, what it costs, and what a broken row does."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from on_sqlite import user
+
+from session_middleware.history import LastItems, LastTurns
+from session_middleware.memory import TakeTurn, TurnEnd
+from session_middleware.stores import _sqlite_reads as reading
+from session_middleware.stores import _sqlite_taking as taking
+from session_middleware.stores import _sqlite_turns as writing
+from session_middleware.stores.sqlite import SQLiteSessionMemory
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+@pytest.fixture
+async def memory(path: Path) -> AsyncIterator[SQLiteSessionMemory]:
+    async with SQLiteSessionMemory(path, lease=30) as made:
+        yield made
+
+
+@pytest.fixture
+def other_process(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that stands for another process on the same file."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+# --- cost ------------------------------------------------------------------------------------
+
+
+def statements(module: Any) -> list[str]:
+    found = []
+    for value in vars(module).values():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and text.strip().split(" ")[0].strip().isupper():
+                found.append(text)
+    return found
+
+
+async def test_no_statement_scans_a_table(memory, other_process):
+    """Every statement but the listing finds its rows by key, and none sorts a history."""
+    await memory.append_to_session("a", [user("1")])
+    texts = [
+        text
+        for module in (reading, taking, writing)
+        for text in statements(module)
+        if text.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+    ]
+    assert len(texts) > 40
+    for text in texts:
+        if text == reading._IDS:
+            continue
+        names = dict.fromkeys(("key", "cut", "limit", "nth", "hidden_turn"), 0)
+        bound: Any = {**names, "hidden_runs": "[]"} if ":key" in text else [0] * text.count("?")
+        if "?1" in text:
+            bound = [0] * max(int(part[0]) for part in text.split("?")[1:])
+        plan = other_process.execute(f"EXPLAIN QUERY PLAN {text}", bound).fetchall()
+        for *_, detail in plan:
+            scanned = detail.startswith("SCAN") and not any(
+                small in detail
+                for small in ("json_each", "held", "newest", "CONSTANT ROW", "(subquery")
+            )
+            assert not scanned, (detail, text)
+            assert "TEMP B-TREE" not in detail or "held" in detail, (detail, text)
+
+
+async def test_a_window_reads_no_more_than_it_keeps(memory):
+    """The steps SQLite makes for a windowed load do not grow with the length of the history."""
+
+    def steps(load: Any) -> Any:
+        def counted(connection: sqlite3.Connection) -> int:
+            ticks = [0]
+
+            def tick() -> int:
+                ticks[0] += 1
+                return 0
+
+            connection.set_progress_handler(tick, 1)
+            load(connection)
+            connection.set_progress_handler(None, 1)
+            return ticks[0]
+
+        return counted
+
+    windows = (LastTurns(3), LastTurns(3, 2), LastItems(6))
+    costs = []
+    for length in (20, 400):
+        for _ in range(length):
+            await memory._write(lambda c: writing.append_turn(c, "a", [json.dumps(user("x"))] * 2))
+        costs.append(
+            [
+                await memory._read(
+                    steps(lambda c, w=window: reading.load_turns(c, "a", w, (10**6, (1,)), False))
+                )
+                for window in windows
+            ]
+        )
+    for short, long in zip(*costs, strict=True):
+        assert long <= short * 1.2 + 20
+
+
+async def test_a_corrupt_row_is_left_out_and_counted(memory, other_process):
+    """A row that somebody broke takes nothing else with it, and stays in the file."""
+    await memory.append_to_session("a", [user(str(number)) for number in range(4)])
+    broken = "UPDATE item SET item = CAST(? AS TEXT) WHERE position = ?"
+    other_process.execute(broken, ("[1", 1))
+    other_process.execute(broken, (b'{"content": "\xff"}', 2))
+    loaded = await memory.load_turns("a", texts=True)
+    assert loaded.corrupt == 1
+    assert loaded.turns[0].items == [user("0"), {"content": "\ufffd"}, user("3")]
+    assert len(loaded.turns[0].texts or []) == 3
+    assert await memory.load_items("a", limit=3) == loaded.turns[0].items
+    assert await memory.pop_item("a") == user("3")
+    assert await memory.pop_item("a") == {"content": "\ufffd"}
+    assert await memory.pop_item("a") == user("0")
+    assert await memory.pop_item("a") is None
+    assert other_process.execute("SELECT item FROM item").fetchall() == [("[1",)]
+
+
+async def test_moments_come_back_as_they_were(memory):
+    """Times are stored in UTC to the microsecond, whatever zone they came in."""
+    zone = timezone(timedelta(hours=5, minutes=30))
+    began = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=zone)
+    lease = (await memory.take_turn(TakeTurn("a", began))).lease
+    await memory.end_turn(lease, TurnEnd("failed", began + timedelta(seconds=1)))
+    (record,) = await memory.turns("a")
+    assert (record.started_at, record.started_at.tzinfo) == (began, UTC)
+    assert record.ended_at == began + timedelta(seconds=1)
