@@ -67,11 +67,18 @@ class Options:
     on_departure: Literal["finish", "cancel"] = "finish"
     telemetry: Telemetry = dataclasses.field(default_factory=Telemetry)
 
+    _turns: SupportsTurns | None = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Once here: asking a memory what it can do, with isinstance, is slow.
+        turns = None if self.memory is None else turns_of(self.memory)
+        object.__setattr__(self, "_turns", turns)
+
     @property
     def turns(self) -> SupportsTurns:
         """The memory as one that keeps turns."""
-        assert self.memory is not None  # noqa: S101 - callers ask only where memory is on
-        return turns_of(self.memory)
+        assert self._turns is not None  # noqa: S101 - callers ask only where memory is on
+        return self._turns
 
     def with_memory(self, memory: SessionMemory | None) -> Options:
         """The same options for another memory."""
@@ -86,7 +93,7 @@ _CHOICES = {
     "on_unavailable": ("raise", "forget"),
     "on_departure": ("finish", "cancel"),
 }
-_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
+_NAMES = frozenset(field.name for field in dataclasses.fields(Options) if field.init)
 
 
 def make_options(memory: MemoryOption, options: dict[str, Any]) -> Options:

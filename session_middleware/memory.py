@@ -72,6 +72,8 @@ def check_session_id(session_id: object) -> str:
             f"a session id has at most {MAX_SESSION_ID} characters, this one has "
             f"{len(session_id)}: use a digest of it"
         )
+    if session_id.isprintable():  # has neither, and most ids are
+        return session_id
     for index, character in enumerate(session_id):
         category = unicodedata.category(character)
         if category in ("Cc", "Cs"):
