@@ -28,6 +28,7 @@ _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _exit_callbacks: list[Callable[[], Awaitable[None]]] = []
 _unfinished: set[Future[Any]] = set()
+_inherited: list[asyncio.AbstractEventLoop] = []
 
 
 def loop() -> asyncio.AbstractEventLoop:
@@ -127,6 +128,8 @@ def _run_exit_callbacks() -> None:
 def _forget_after_fork() -> None:
     global _loop, _lock
     _lock = threading.Lock()
+    if _loop is not None:
+        _inherited.append(_loop)  # of the parent: closing it, or losing it, would be felt there
     _loop = None
     _unfinished.clear()
 
