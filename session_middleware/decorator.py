@@ -91,7 +91,7 @@ def with_session_memory(
         function: a function of any shape, a method, a partial, a callable, or ``Runner.run``,
             ``Runner.run_sync``, ``Runner.run_streamed``. Without it, a decorator is returned.
         session_id: where calls get their id if they do not name one: the name of a parameter,
-            or a callable that is given the function's arguments.
+            or a callable that is given the function's arguments, a method's instance among them.
         memory: True: what SESSION_MIDDLEWARE_MEMORY says, else ./agent_sessions.db. A
             SessionMemory, or a URL. None: calls pass through untouched.
         options: window, redact, on_busy, wait_timeout (s), turn_timeout (s), on_failure,
@@ -144,6 +144,7 @@ class _IdSource:
     def __init__(self, function: Any, given: SessionIdOption) -> None:
         self.name = getattr(function, "__qualname__", None) or type(function).__qualname__
         self.given = given
+        self.bound = inspect.ismethod(function)
         try:
             self.signature: inspect.Signature | None = inspect.signature(function)
         except (TypeError, ValueError):  # some builtins have none
@@ -164,37 +165,35 @@ class _IdSource:
             )
 
     def take(
-        self, args: Any, kwargs: dict[str, Any], instance: Any
+        self, wrapped: Any, instance: Any, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, str | None, dict[str, Any]]:
         """The id (MISSING where the call says nothing), the key, and what is left of kwargs."""
         kwargs = dict(kwargs)
         key = kwargs.pop("idempotency_key", None)
+        if not self.bound:  # a function's own arguments begin with its instance, if it has one
+            if inspect.ismethod(wrapped):
+                args = (wrapped.__self__, *args)
+            elif isinstance(wrapped, wrapt.PartialCallableObjectProxy):  # Class.method(instance)
+                args = (instance, *args)
         found: Any = MISSING
         if "session_id" in kwargs:
             found = kwargs["session_id"] if self.declared else kwargs.pop("session_id")
         elif self.declared:
-            found = self._argument("session_id", args, kwargs, instance)
+            found = self._argument("session_id", args, kwargs)
         if found is MISSING and isinstance(self.given, str):
-            found = self._argument(self.given, args, kwargs, instance)
+            found = self._argument(self.given, args, kwargs)
         elif found is MISSING and callable(self.given):
             found = self.given(*args, **kwargs)
         return found, check_key(key), kwargs
 
-    def _argument(self, name: str, args: Any, kwargs: dict[str, Any], instance: Any) -> Any:
+    def _argument(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         assert self.signature is not None  # noqa: S101 - the name was found in it
-        parameters = list(self.signature.parameters)
-        if instance is not None and not inspect.isclass(instance) and parameters[:1] != [name]:
-            args = (instance, *args) if self._takes_instance(args) else args
         try:
             bound = self.signature.bind_partial(*args, **kwargs)
         except TypeError:
             return MISSING  # the function itself will say what is wrong
         bound.apply_defaults()
         return bound.arguments.get(name, MISSING)
-
-    def _takes_instance(self, args: Any) -> bool:
-        assert self.signature is not None  # noqa: S101
-        return next(iter(self.signature.parameters), "") in ("self", "cls")
 
 
 # --- the call shapes -----------------------------------------------------------------------
@@ -221,7 +220,7 @@ class _Around:
         self.shape = _shape_of(function)
 
     def __call__(self, wrapped: Any, instance: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        session_id, key, kwargs = self.source.take(args, kwargs, instance)
+        session_id, key, kwargs = self.source.take(wrapped, instance, args, kwargs)
         if self.options.memory is None or disabled():
             return wrapped(*args, **kwargs)
         call = functools.partial(wrapped, *args, **kwargs)
@@ -271,7 +270,7 @@ class _AroundRunner(_Around):
         self.method = method
 
     def __call__(self, wrapped: Any, instance: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        session_id, key, kwargs = self.source.take(args, kwargs, None)
+        session_id, key, kwargs = self.source.take(wrapped, instance, args, kwargs)
         if self.options.memory is None or disabled():
             return wrapped(*args, **kwargs)
         call = _sdk.bind(self.method, wrapped, args, kwargs)

@@ -87,6 +87,12 @@ async def carried_out(
     return await consumed(made) if method == "run_streamed" else await made
 
 
+async def run_by(method: str, *args: Any, **kwargs: Any) -> Any:
+    """A run by ``Runner`` itself; a stream is read to its end."""
+    made = getattr(Runner, method)(*args, **kwargs)
+    return await consumed(made) if method == "run_streamed" else await made
+
+
 async def consumed(result: Any) -> Any:
     """Read a stream to its end and return its result."""
     async for _ in result.stream_events():

@@ -528,6 +528,34 @@ async def test_subclasses_of_runner(each_memory: Any) -> None:
     assert [record.runs for record in await each_memory.turns("s")] == [1, 1]
 
 
+@pytest.mark.parametrize("given", [("positional",), ()])
+async def test_subclasses_that_hand_on_their_arguments(given: tuple[str, ...]) -> None:
+    """Whatever way an overriding method takes its arguments, they arrive by name."""
+    memory = InMemorySessionMemory()
+
+    class Any1(Runner):
+        """Takes anything."""
+
+        @classmethod
+        async def run(cls, *args: Any, **kwargs: Any) -> Any:
+            return await super().run(*args, **kwargs)
+
+    class Any2(Runner):
+        """Takes an agent and anything."""
+
+        @classmethod
+        async def run(cls, starting_agent: Any, *args: Any, loud: bool, **kwargs: Any) -> Any:
+            assert loud
+            return await super().run(starting_agent, *args, **kwargs)
+
+    for number, (method, more) in enumerate(((Any1.run, {}), (Any2.run, {"loud": True}))):
+        run = with_session_memory(method, memory=memory)
+        more = more if given else {**more, "input": "named"}
+        await run(local_agent(), *given, session_id=f"s{number}", max_turns=3, **more)
+        items = await memory.load_session(f"s{number}")
+        assert items[0]["content"] == (given or ("named",))[0]
+
+
 # --- what is decorated twice ---------------------------------------------------------------
 
 

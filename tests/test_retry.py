@@ -14,10 +14,10 @@ from scripted import assistant, call, local_agent, model_of, scripted_agent
 from stored import (
     METHODS,
     carried_out,
-    consumed,
     counted,
     letters,
     own_loop,
+    run_by,
     states,
     stored,
     tool,
@@ -42,12 +42,6 @@ class ModelDown(Exception):
 def down() -> ModelStep:
     """A model turn that fails."""
     return ModelStep.raise_error(ModelDown("503"))
-
-
-async def run_by(method: str, agent: Any, given: Any) -> Any:
-    """One run inside a turn; a stream is read to its end."""
-    made = getattr(Runner, method)(agent, given)
-    return await consumed(made) if method == "run_streamed" else await made
 
 
 # --- within one turn -----------------------------------------------------------------------
