@@ -9,12 +9,12 @@ structlog's own defaults would print.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
-import structlog
 from opentelemetry import trace
 
 from session_middleware.telemetry import names
@@ -29,7 +29,7 @@ _NUMBERS: dict[names.Level, int] = {
 
 def wanted(event: str) -> bool:
     """Whether logging ``event`` can have an effect; says yes where only the application knows."""
-    if structlog.is_configured():
+    if _structlog_is_configured():
         return True
     return _logger().isEnabledFor(_NUMBERS[_level(event)])
 
@@ -38,8 +38,7 @@ def emit(event: str, **fields: Any) -> None:
     """Log ``event`` with ``fields`` at the level that ``names.LEVELS`` gives it."""
     if not wanted(event):
         return
-    logger = structlog.get_logger(names.SCOPE) if structlog.is_configured() else _stdlib_logger()
-    getattr(logger, _level(event))(event, **fields)
+    getattr(_get_logger(), _level(event))(event, **fields)
 
 
 def swallowed(where: str, error: Exception) -> None:
@@ -80,7 +79,18 @@ def _logger() -> logging.Logger:
     return logger
 
 
-def _stdlib_logger() -> Any:
+def _structlog_is_configured() -> bool:
+    # Who has configured it has imported it. We import it for the first event that is logged: it
+    # brings rich along where that is installed, and takes longer than all the rest of us.
+    structlog = sys.modules.get("structlog")
+    return structlog is not None and bool(structlog.is_configured())
+
+
+def _get_logger() -> Any:
+    import structlog
+
+    if structlog.is_configured():
+        return structlog.get_logger(names.SCOPE)
     return structlog.wrap_logger(
         _logger(),
         processors=[
