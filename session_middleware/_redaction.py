@@ -5,7 +5,8 @@ A tool call and its output are one thing to a model's provider, so both are kept
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 
 from session_middleware.errors import InvalidItem
 from session_middleware.memory import Item
@@ -14,12 +15,26 @@ WITHHELD = "[redacted]"
 
 
 class Redaction:
-    """Applies ``redact`` to the batches of one run."""
+    """Applies ``redact`` to the batches of one run.
 
-    def __init__(self, redact: Callable[[Item], Item | None] | None) -> None:
+    Args:
+        redact: item -> item, or None to leave it out.
+        resumed: the run goes on with calls whose first half an earlier run has stored, or not.
+    """
+
+    def __init__(
+        self, redact: Callable[[Item], Item | None] | None, *, resumed: bool = False
+    ) -> None:
         self._redact = redact
         self._dropped: set[str] = set()
         self._stored: set[str] = set()
+        self.asks_for_stored = redact is not None and resumed
+        self._resumed = resumed
+
+    def knows_stored(self, items: Iterable[Item]) -> None:
+        """These items of the turn are stored already."""
+        self._stored.update(pair for item in items if (pair := _pair(item)) is not None)
+        self.asks_for_stored = False
 
     def apply(self, items: list[Item]) -> list[Item]:
         """The items to store.
@@ -32,13 +47,20 @@ class Redaction:
         if redact is None:
             return items
         redacted: list[tuple[str | None, Item, Item | None]] = []
+        here = set()
         for position, item in enumerate(items):
-            kept = redact(dict(item))
+            kept = redact(copy.deepcopy(item))  # what the model sees must not change with it
             if kept is not None and not isinstance(kept, dict):
                 raise InvalidItem(position, f"redact gave a {type(kept).__name__} for it")
-            redacted.append((_pair(item), item, kept))
+            pair = _pair(item)
+            redacted.append((pair, item, kept))
+            if pair is not None and not _is_output(item):
+                here.add(pair)
         for pair, item, kept in redacted:
-            if kept is None and pair is not None and not _stored_half(pair, item, self._stored):
+            if pair is None or (pair in self._stored and _is_output(item)):
+                continue
+            without_call = self._resumed and _is_output(item) and pair not in here
+            if kept is None or without_call:
                 self._dropped.add(pair)
         result: list[Item] = []
         for pair, item, kept in redacted:
@@ -62,5 +84,5 @@ def _pair(item: Item) -> str | None:
     return call_id if isinstance(call_id, str) else None
 
 
-def _stored_half(pair: str, item: Item, stored: set[str]) -> bool:
-    return pair in stored and str(item.get("type", "")).endswith("_output")
+def _is_output(item: Item) -> bool:
+    return str(item.get("type", "")).endswith("_output")

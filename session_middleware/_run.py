@@ -55,7 +55,7 @@ class Run:
         self._outputs = False
         self._unsure = False
         self._span: Any = None
-        self._redaction = Redaction(turn.options.redact)
+        self._redaction = Redaction(turn.options.redact, resumed=call.resumes)
 
     @property
     def continues(self) -> bool:
@@ -83,6 +83,8 @@ class Run:
         try:
             number = await self._begin()
             self.turn.traced(_sdk.trace_here())
+            if self._redaction.asks_for_stored:
+                self._redaction.knows_stored(await self.turn.load_own(None))
             kept = self._redaction.apply(items)
             if not kept or self.turn.forgotten:
                 return

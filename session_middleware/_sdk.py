@@ -304,15 +304,18 @@ def correlate(call: RunCall, metadata: dict[str, str]) -> tuple[Any, str | None]
     """Tie a run that is about to be called to its session in the SDK's traces.
 
     No trace active and no group id given: the session id becomes the group id, and the trace's
-    metadata has it. A group id of the user's stays. Inside a trace that is active already,
-    which must be neither nested nor changed, a span carries the session id.
+    metadata has it. A group id of the user's stays. Inside a trace that is active already, which
+    must be neither nested nor changed, a span carries the session id. Where ``metadata`` has no
+    session id, it is not to be shown, and none of this happens.
 
     Returns:
         That span, started and current, to be finished when the run is over (None without an
         outer trace), and the outer trace's group id where it is another than the session's.
     """
-    session_id = metadata["session_id"]
+    session_id = metadata.get("session_id")
     outer = trace_here()
+    if outer is not None and session_id is None:
+        return None, None
     if outer is not None:
         span: Any = sdk_span("session", data=dict(metadata))
         span.start(mark_as_current=True)
