@@ -14,7 +14,7 @@ from typing import Any
 
 from agents import FunctionTool, Runner, function_tool
 
-from session_middleware import SessionMemory, with_session_memory
+from session_middleware import SessionBusy, SessionMemory, session_scope, with_session_memory
 
 _LETTERS = {"function_call": "C", "function_call_output": "O", "reasoning": "R"}
 
@@ -98,6 +98,21 @@ async def consumed(result: Any) -> Any:
     async for _ in result.stream_events():
         pass
     return result
+
+
+async def free(memory: Any, session_id: str = "s") -> bool:
+    """Whether the session can be taken at once."""
+    try:
+        async with session_scope(session_id, memory=memory, on_busy="reject"):
+            return True
+    except SessionBusy:
+        return False
+
+
+async def freed(memory: Any, session_id: str = "s") -> None:
+    """Wait until the session can be taken."""
+    async with session_scope(session_id, memory=memory):
+        return
 
 
 @contextmanager

@@ -12,16 +12,12 @@ from typing import Any
 
 import pytest
 from agents import Runner
-from scripted import assistant, call, local_agent, scripted_agent
-from stored import carried_out, own_loop, states, stored, tool
+from scripted import local_agent
+from stored import free, freed, own_loop, states, stored
 
 from session_middleware import (
     InMemorySessionMemory,
-    SessionBusy,
-    SessionMemory,
-    SQLiteSessionMemory,
     current_session,
-    session_scope,
     with_session_memory,
 )
 
@@ -38,21 +34,6 @@ async def say(text: str) -> str:
 def say_sync(text: str) -> str:
     """The same, for code without an event loop."""
     return str(Runner.run_sync(local_agent(), text).final_output)
-
-
-async def free(memory: SessionMemory, session_id: str = "s") -> bool:
-    """Whether the session can be taken at once."""
-    try:
-        async with session_scope(session_id, memory=memory, on_busy="reject"):
-            return True
-    except SessionBusy:
-        return False
-
-
-async def freed(memory: SessionMemory, session_id: str = "s") -> None:
-    """Wait until the session can be taken."""
-    async with session_scope(session_id, memory=memory):
-        return
 
 
 # --- coroutine functions -------------------------------------------------------------------
@@ -482,104 +463,3 @@ async def test_name_doc_signature_and_kind_stay() -> None:
     assert asyncio.iscoroutinefunction(decorated)
     assert inspect.isasyncgenfunction(with_session_memory(talk, memory=memory))
     assert inspect.isgeneratorfunction(with_session_memory(steps, memory=memory))
-
-
-# --- Runner's own methods ------------------------------------------------------------------
-
-_bound_before_the_patch = Runner.__dict__["run"].__get__(None, Runner)
-
-
-async def test_runner_methods_bound_earlier(each_memory: Any) -> None:
-    """A Runner method that was bound before anything was decorated can be wrapped itself."""
-    run = with_session_memory(_bound_before_the_patch, memory=each_memory)
-    await run(local_agent(), HI, session_id="s")
-    assert (await run(local_agent(), NAME, session_id="s")).final_output == ALICE
-    assert await stored(each_memory) == "U A U A"
-
-
-def test_run_sync_itself(each_memory: Any, do: Any) -> None:
-    """Runner.run_sync is wrapped like the other two."""
-    run = with_session_memory(Runner.run_sync, memory=each_memory)
-    run(local_agent(), HI, session_id="s")
-    assert run(local_agent(), NAME, session_id="s").final_output == ALICE
-    assert do(states(each_memory)) == ["completed", "completed"]
-
-
-async def test_subclasses_of_runner(each_memory: Any) -> None:
-    """A subclass that calls super() is one run, whether it or the function is decorated."""
-
-    class Loud(Runner):
-        """Says it louder."""
-
-        @classmethod
-        async def run(cls, starting_agent: Any, input: Any, **options: Any) -> Any:  # noqa: A002
-            return await super().run(starting_agent, f"{input}!", **options)
-
-    run = with_session_memory(Loud.run, memory=each_memory)
-    await run(local_agent(), HI, session_id="s")
-    assert await stored(each_memory) == "U A"
-
-    @with_session_memory(memory=each_memory)
-    async def chat(text: str) -> str:
-        return str((await Loud.run(local_agent(), text)).final_output)
-
-    assert await chat(NAME, session_id="s") == ALICE
-    assert await stored(each_memory) == "U A U A"
-    assert [record.runs for record in await each_memory.turns("s")] == [1, 1]
-
-
-@pytest.mark.parametrize("given", [("positional",), ()])
-async def test_subclasses_that_hand_on_their_arguments(given: tuple[str, ...]) -> None:
-    """Whatever way an overriding method takes its arguments, they arrive by name."""
-    memory = InMemorySessionMemory()
-
-    class Any1(Runner):
-        """Takes anything."""
-
-        @classmethod
-        async def run(cls, *args: Any, **kwargs: Any) -> Any:
-            return await super().run(*args, **kwargs)
-
-    class Any2(Runner):
-        """Takes an agent and anything."""
-
-        @classmethod
-        async def run(cls, starting_agent: Any, *args: Any, loud: bool, **kwargs: Any) -> Any:
-            assert loud
-            return await super().run(starting_agent, *args, **kwargs)
-
-    for number, (method, more) in enumerate(((Any1.run, {}), (Any2.run, {"loud": True}))):
-        run = with_session_memory(method, memory=memory)
-        more = more if given else {**more, "input": "named"}
-        await run(local_agent(), *given, session_id=f"s{number}", max_turns=3, **more)
-        items = await memory.load_session(f"s{number}")
-        assert items[0]["content"] == (given or ("named",))[0]
-
-
-# --- what is decorated twice ---------------------------------------------------------------
-
-
-async def test_a_stream_method_and_a_function_around_it(each_memory: Any) -> None:
-    """A tool that calls a decorated function of the same session is part of the turn."""
-    chat = with_session_memory(say, memory=each_memory)
-
-    async def ask() -> str:
-        return await chat("I'm Bob", session_id="s")
-
-    agent = scripted_agent(call("ask"), assistant("done"), tools=[tool("ask", ask)])
-    await carried_out("run", agent, "Ask", each_memory)
-    (record,) = await each_memory.turns("s")
-    assert (record.state, record.runs, record.item_count) == ("completed", 2, 6)
-
-
-async def test_memories_of_the_same_file_are_one(tmp_path: Any) -> None:
-    """Two objects on one file are one memory: the inner call joins the outer one's turn."""
-    async with SQLiteSessionMemory(tmp_path / "x.db") as one, SQLiteSessionMemory("x.db") as two:
-        inner = with_session_memory(say, memory=two)
-
-        @with_session_memory(memory=one)
-        async def outer() -> None:
-            await inner(HI, session_id="s")
-
-        await outer(session_id="s")
-        assert await states(one) == ["completed"]
