@@ -247,8 +247,9 @@ _interrupters: ContextVar[_Interrupter] = ContextVar("interrupters")
 
 def interrupt_only(task: asyncio.Task[Any]) -> None:
     """Within a scenario: count from here on, and interrupt this task instead of the whole."""
-    interrupter = _interrupters.get()
-    interrupter.task, interrupter.count = task, 0
+    interrupter = _interrupters.get(None)
+    if interrupter is not None:
+        interrupter.task, interrupter.count = task, 0
 
 
 def interrupted_at(at: int, how: Interruption, scenario: Callable[[], Awaitable[Any]]) -> bool:
