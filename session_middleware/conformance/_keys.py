@@ -100,6 +100,32 @@ class KeysConformance(TurnFactory):
             assert duplicate.turn == again.lease.turn
 
     @given_a_memory
+    async def test_only_runs_that_hold_something_are_carried(self, memory: Any) -> None:
+        """A run that another one took over is not carried, and no run's number is used twice."""
+        first = await take(memory, idempotency_key="k")
+        await memory.append_items(first.lease, 1, 0, [user("1")], input_digest="d")
+        await memory.retry_run(first.lease, 1, 2)
+        await memory.append_items(first.lease, 2, 0, [user("1")], input_digest="d")
+        await memory.append_items(first.lease, 7, 0, [user("7")])
+        await end(memory, first, "failed", runs={2: "failed", 7: "cancelled"})
+        again = await take(memory, idempotency_key="k")
+        assert [(carried.run, carried.item_count) for carried in again.carried] == [(2, 1), (7, 1)]
+        assert again.next_run == 8
+        await end(memory, again)
+
+    @given_a_memory
+    async def test_a_resume_of_a_retried_turn_is_a_duplicate(self, memory: Any) -> None:
+        """A state that was resumed stays resumed when its turn failed and its key came again."""
+        parked = await take(memory, idempotency_key="k")
+        await end(memory, parked, "awaiting_approval", park="p")
+        await end(memory, await take(memory, resume="p"), "failed")
+        again = await take(memory, idempotency_key="k")
+        await memory.append_items(again.lease, again.next_run, 0, [user("1")])
+        await end(memory, again)
+        duplicate = await refused(DuplicateTurn, take(memory, resume="p"))
+        assert (duplicate.turn, duplicate.items) == (again.lease.turn, [user("1")])
+
+    @given_a_memory
     async def test_a_key_whose_turn_was_released_is_retried(self, memory: Any) -> None:
         """An abandoned turn is no outcome: the next one with its key carries what it left."""
         first = await take(memory, idempotency_key="k")

@@ -175,6 +175,6 @@ class RetriesConformance(TurnFactory):
         taken = await take(turns)
         await end(turns, taken, "awaiting_approval", park=("p",), sdk_trace_ids=("t1",))
         resumed = await take(turns, resume="p")
-        await end(turns, resumed, sdk_trace_ids=("t1", "t2"))
+        await end(turns, resumed, sdk_trace_ids=("t2", "t1", "t3"))
         (record,) = await turns.turns("s")
-        assert record.sdk_trace_ids == ("t1", "t2")
+        assert record.sdk_trace_ids == ("t1", "t2", "t3")
