@@ -146,10 +146,19 @@ def decode_items(texts: Sequence[str]) -> tuple[list[Item | None], int]:
         items = pydantic_core.from_json("[" + ",".join(texts) + "]")
     except (ValueError, TypeError):
         items = None
-    if items is not None and len(items) == len(texts) and all(type(i) is dict for i in items):
+    if items is not None and len(items) == len(texts) and set(map(type, items)) == {dict}:
         return items, 0
     decoded = [_decode_item(text) for text in texts]
     return decoded, decoded.count(None)
+
+
+def decode_joined(text: bytes | None, values: int) -> list[Any] | None:
+    """These JSON values, joined by commas; None where there are not so many, or one is corrupt."""
+    try:
+        decoded: list[Any] = pydantic_core.from_json(b"[" + (text or b"") + b"]")
+    except ValueError:
+        return None
+    return decoded if len(decoded) == values else None
 
 
 def _decode_item(text: object) -> Item | None:

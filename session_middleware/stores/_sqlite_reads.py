@@ -14,7 +14,7 @@ from typing import Any
 
 from session_middleware.history import LastItems, LastTurns, Turn
 from session_middleware.memory import Item, Loaded, TurnRecord
-from session_middleware.stores._base import decode_items
+from session_middleware.stores._base import decode_items, decode_joined
 from session_middleware.stores._sqlite_moments import moment_of
 
 _KEY = "SELECT key FROM session WHERE session_id = ?"
@@ -27,6 +27,11 @@ TURNS_FROM = f"""
     SELECT turn, item FROM item WHERE session = :key AND turn >= :cut AND {_SEEN}
     ORDER BY turn, run, position
 """  # noqa: S608 - a constant of this module
+# One text of all rows, in their order. SQLite makes it in one step, without the interpreter, and
+# it is decoded in one, which together takes half as long as row by row.
+TURNS_JOINED = f"""
+    SELECT count(*), CAST(group_concat(turn || ',' || item) AS BLOB) FROM ({TURNS_FROM})
+"""  # noqa: S608 - as above
 ITEMS_NEWEST_FIRST = f"""
     SELECT turn, item FROM item WHERE session = :key AND {_SEEN}
     ORDER BY turn DESC, run DESC, position DESC LIMIT :limit
@@ -94,16 +99,14 @@ def load_turns(
         "hidden_turn": hidden_turn,
         "hidden_runs": json.dumps(list(hidden_runs)),
     }
-    if newest is None:
-        rows = connection.execute(TURNS_FROM, {**named, "cut": 0}).fetchall()
-        return _loaded(rows, texts, complete=True)
-    if isinstance(newest, LastTurns):
-        cut = _first_turn(connection, named, newest)
-        rows = connection.execute(TURNS_FROM, {**named, "cut": cut}).fetchall()
-    else:
+    if isinstance(newest, LastItems):
         rows, cut = _last_items(connection, named, newest.n)
-    older = connection.execute(ANY_BEFORE, {**named, "cut": cut}).fetchone()
-    return _loaded(rows, texts, complete=older is None)
+        turns, corrupt = _turns_of(rows, texts)
+    else:
+        cut = 0 if newest is None else _first_turn(connection, named, newest)
+        turns, corrupt = _turns_from(connection, {**named, "cut": cut}, texts)
+    older = None if cut == 0 else connection.execute(ANY_BEFORE, {**named, "cut": cut}).fetchone()
+    return Loaded(turns, older is None, corrupt)
 
 
 def _first_turn(connection: sqlite3.Connection, named: dict[str, Any], window: LastTurns) -> int:
@@ -131,7 +134,34 @@ def _last_items(
     return [row for row in reversed(rows) if row[0] != oldest], oldest + 1
 
 
-def _loaded(rows: Sequence[tuple[int, str]], texts: bool, *, complete: bool) -> Loaded:
+def _turns_from(
+    connection: sqlite3.Connection, named: dict[str, Any], texts: bool
+) -> tuple[list[Turn], int]:
+    """The turns from ``cut`` on, and how many items cannot be read."""
+    turns = None if texts else _turns_at_once(connection, named)
+    if turns is not None:
+        return turns, 0
+    return _turns_of(connection.execute(TURNS_FROM, named).fetchall(), texts)
+
+
+def _turns_at_once(connection: sqlite3.Connection, named: dict[str, Any]) -> list[Turn] | None:
+    """The turns from ``cut`` on; None where each item must be looked at for itself."""
+    try:
+        count, text = connection.execute(TURNS_JOINED, named).fetchone()
+    except sqlite3.DataError:  # longer than SQLite makes a text
+        return None
+    values = decode_joined(text, 2 * count)
+    if values is None or set(map(type, values[1::2])) - {dict}:
+        return None
+    turns: list[Turn] = []
+    for number, item in zip(values[::2], values[1::2], strict=True):
+        if not turns or turns[-1].turn != number:
+            turns.append(Turn(number, []))
+        turns[-1].items.append(item)
+    return turns
+
+
+def _turns_of(rows: Sequence[tuple[int, str]], texts: bool) -> tuple[list[Turn], int]:
     items, corrupt = decode_items([text for _, text in rows])
     turns = []
     for number, found in groupby(zip(rows, items, strict=True), key=lambda pair: pair[0][0]):
@@ -139,7 +169,7 @@ def _loaded(rows: Sequence[tuple[int, str]], texts: bool, *, complete: bool) -> 
         if readable:
             kept = [text for _, text in readable] if texts else None
             turns.append(Turn(number, [item for item, _ in readable], kept))
-    return Loaded(turns, complete, corrupt)
+    return turns, corrupt
 
 
 def load_items(
@@ -149,6 +179,10 @@ def load_items(
     key = _key(connection, session_id)
     if key is None or limit == 0:
         return []
+    if turn is None and (limit is None or limit < 0):
+        everything = {"key": key, "cut": 0, "hidden_turn": -1, "hidden_runs": "[]"}
+        turns, _ = _turns_from(connection, everything, False)
+        return [item for each in turns for item in each.items]
     if turn is None:
         rows = connection.execute(SESSION_ITEMS, (key,))
     else:
@@ -180,8 +214,8 @@ def records(
         return []
     page = (key, rows[-1][0], rows[0][0])
     runs = dict(connection.execute(RECORD_RUNS, page).fetchall())
-    stored = _loaded(connection.execute(RECORD_ITEMS, page).fetchall(), False, complete=True)
-    items = {turn.turn: turn.items for turn in stored.turns}
+    stored, _ = _turns_of(connection.execute(RECORD_ITEMS, page).fetchall(), False)
+    items = {turn.turn: turn.items for turn in stored}
     return [_record(session_id, row, runs, items) for row in rows]
 
 
