@@ -180,9 +180,12 @@ class TurnTelemetry:
         )
 
     @_never_raises
-    def trimmed(self, items: int) -> None:
-        """A window left this many items out. Logs history_trimmed; none are not worth a word."""
-        if items <= 0:
+    def trimmed(self, items: int | None) -> None:
+        """A window left this many items out. Logs history_trimmed; none are not worth a word.
+
+        None says that older ones were left unread, so that nobody knows how many there are.
+        """
+        if items is not None and items <= 0:
             return
         self.event(names.HISTORY_TRIMMED, items=items)
         if self._instruments is not None:

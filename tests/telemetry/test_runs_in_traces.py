@@ -193,7 +193,6 @@ async def test_a_mapped_id_reaches_the_sdks_trace(
     assert "alice" not in everything + str(sdk_traces.spans)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="correlation asks for an id in any case")
 @pytest.mark.parametrize("outer", [False, True])
 async def test_a_mapper_that_raises_does_not_break_the_run(
     remember: Middleware, otel: Any, sdk_traces: Any, outer: bool

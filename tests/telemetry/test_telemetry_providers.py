@@ -86,6 +86,29 @@ except ImportError as error:
     assert "pip install 'session-middleware[otel]'" in done.stdout
 
 
+def test_a_provider_is_asked_once_for_all_turns(otel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracers and instruments are made with the first turn, because providers remember each."""
+    asked: list[str] = []
+    for provider, name in (
+        (otel.tracer_provider, "get_tracer"),
+        (otel.meter_provider, "get_meter"),
+    ):
+        made = getattr(provider, name)
+
+        def get(*args: Any, _made: Any = made, _name: str = name) -> Any:
+            asked.append(_name)
+            return _made(*args)
+
+        monkeypatch.setattr(provider, name, get)
+    for _ in range(3):
+        settings = Telemetry(otel.tracer_provider, otel.meter_provider)
+        turn = TurnTelemetry(settings, "chat", "alice", "sqlite")
+        turn.start()
+        turn.end("completed")
+    assert sorted(asked) == ["get_meter", "get_tracer"]
+    assert len(otel.spans) == 3
+
+
 def test_a_provider_that_is_done_with_is_let_go() -> None:
     """What is kept per provider does not keep the provider."""
     tracer_provider = TracerProvider(shutdown_on_exit=False)

@@ -84,6 +84,21 @@ def test_events_carry_the_session_the_turn_and_the_facts(
     assert "Alice said" not in str(events)
 
 
+def test_what_a_window_left_unread_is_told_without_a_number(
+    make_turn: MakeTurn, otel: Any, events: list[dict[str, Any]]
+) -> None:
+    """Where older turns were not even read, the trim is told, its size is not made up."""
+    turn = make_turn()
+    turn.start()
+    turn.trimmed(None)
+    turn.trimmed(0)
+    turn.end("completed")
+    assert [(e["event"], e.get("items")) for e in events[:-1]] == [("history_trimmed", None)]
+    assert [p.value for p in otel.metrics["session_middleware.history.trims"]] == [1]
+    root = otel.span("session_turn chat")
+    assert "session_middleware.history.trimmed_count" not in root.attributes
+
+
 def test_entries_that_cannot_be_read_are_a_repair(
     make_turn: MakeTurn, events: list[dict[str, Any]]
 ) -> None:
