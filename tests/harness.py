@@ -16,6 +16,7 @@ from concurrent.futures import wait as futures_wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from uuid import uuid4
 
 from agents import Agent, FunctionTool, ModelResponse
 from agents.models.interface import Model
@@ -26,8 +27,6 @@ from session_middleware.errors import MemoryUnavailable
 from session_middleware.memory import Item, Lease, TakeTurn, TurnEnd
 
 Interruption = Literal["cancel", "cancel twice", "shut down"]
-
-_numbers = itertools.count(1)
 
 
 # --- an agent that calls a tool once and then answers ----------------------------------------
@@ -74,21 +73,25 @@ class NotingModel(Model):
             if self.breaks_after_tool:
                 return ScriptedModel([RuntimeError("the model is down")])
             text = f"done: {last['output']}"
-            return ScriptedModel([[assistant_message(text, item_id=f"msg_{next(_numbers)}")]])
-        called = function_call("note", {"text": last["content"]}, call_id=f"call_{next(_numbers)}")
+            return ScriptedModel([[assistant_message(text, item_id=f"msg_{uuid4().hex}")]])
+        called = function_call("note", {"text": last["content"]}, call_id=f"call_{uuid4().hex}")
         return ScriptedModel([[called]])
 
 
 def noting_agent(
-    effects: list[str], *, breaks_after_tool: bool = False, needs_approval: bool = False
+    effects: list[str],
+    *,
+    breaks_after_tool: bool = False,
+    needs_approval: bool = False,
+    tool_seconds: float = 0.0,
 ) -> Agent[Any]:
-    """An agent whose tool appends what the user said to ``effects``."""
+    """An agent whose tool appends what the user said to ``effects``, and then takes a while."""
 
     async def note(context: Any, arguments: str) -> str:
         text = json.loads(arguments)["text"]
         await asyncio.sleep(0)
         effects.append(text)
-        await asyncio.sleep(0)
+        await asyncio.sleep(tool_seconds)
         return f"noted {text}"
 
     tool = FunctionTool(
