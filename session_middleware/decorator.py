@@ -412,7 +412,12 @@ def _awaited_in(seat: Seat, value: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
         begun = True
         error: BaseException | None = None
         try:
-            await turn.take()
+            try:
+                await turn.take()
+            except BaseException:
+                if inspect.iscoroutine(value):
+                    value.close()  # else it would warn that nobody awaited it
+                raise
             with turn.in_force():
                 return await value
         except BaseException as failure:

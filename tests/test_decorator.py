@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import gc
 import inspect
@@ -17,7 +18,9 @@ from stored import free, freed, own_loop, states, stored
 
 from session_middleware import (
     InMemorySessionMemory,
+    SessionBusy,
     current_session,
+    session_scope,
     with_session_memory,
 )
 
@@ -146,6 +149,26 @@ async def test_plain_function_that_returns_an_awaitable(each_memory: Any) -> Non
     )
     assert (await with_awaitable(NAME, session_id="s")).final_output == ALICE
     assert await states(each_memory) == ["completed"] * 3
+
+
+async def test_an_awaitable_that_is_refused_does_not_warn(each_memory: Any) -> None:
+    """If the session cannot be taken, what the function returned is closed, not forgotten."""
+    begun = []
+
+    async def answer() -> None:
+        begun.append("answer")
+
+    chat = with_session_memory(lambda: answer(), memory=each_memory, on_busy="reject")
+
+    async def refused() -> None:
+        with pytest.raises(SessionBusy):
+            await chat(session_id="s")
+        gc.collect()
+
+    async with session_scope("s", memory=each_memory):
+        outside = contextvars.Context()
+        await asyncio.get_running_loop().create_task(refused(), context=outside)
+    assert begun == []
 
 
 async def test_an_awaitable_that_is_never_awaited_lets_go(each_memory: Any) -> None:
