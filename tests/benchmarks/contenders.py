@@ -96,6 +96,9 @@ class Ours(Contender):
 
 
 class SDKKeeper(Keeper):
+    locked = 0
+    """How often an append failed with "database is locked" and was made again."""
+
     def __init__(self, session: Any) -> None:
         self.session = session
 
@@ -103,7 +106,13 @@ class SDKKeeper(Keeper):
         return await self.session.get_items()
 
     async def append(self, items: list[Item]) -> None:
-        await self.session.add_items(items)
+        while True:
+            try:
+                return await self.session.add_items(items)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+                SDKKeeper.locked += 1
 
     async def pop(self) -> None:
         await self.session.pop_item()

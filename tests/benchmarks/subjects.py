@@ -39,7 +39,7 @@ def one_turn(number: int) -> list[dict[str, Any]]:
             "id": f"fc_{number:024}",
             "call_id": call_id,
             "name": "get_weather",
-            "arguments": '{"town": "%d", "days": 3}' % number,
+            "arguments": f'{{"town": "{number}", "days": 3}}',
             "status": "completed",
         },
         {"type": "function_call_output", "call_id": call_id, "output": "Sunny, 21 °C. " * 4},

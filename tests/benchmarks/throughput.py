@@ -9,7 +9,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from .contenders import SDK_CONTENDERS, Contender, Keeper, Ours, SDKSQLite, missing_package
+from .contenders import (
+    SDK_CONTENDERS,
+    Contender,
+    Keeper,
+    Ours,
+    SDKKeeper,
+    SDKSQLite,
+    missing_package,
+)
 from .measuring import Row, Target, in_turns, ratios
 from .subjects import history, null_agent, one_turn
 
@@ -90,10 +98,12 @@ async def _loads_and_appends(
         for kind in SDK_CONTENDERS
         if (package := missing_package(kind)) is not None
     ]
+    locked = SDKKeeper.locked
     async with AsyncExitStack() as stack:
         contenders: list[Contender] = [Ours(folder)]
         contenders += [kind(folder) for kind in SDK_CONTENDERS if missing_package(kind) is None]
         figures = await _measure(stack, contenders, pairs, rounds)
+    notes = [f"{SDKKeeper.locked - locked} appends of the SDK's sessions met a locked database"]
     return Row(
         "load-append",
         f"load and append of 4 items, {sessions} session{'s at once' if sessions > 1 else ''}",
@@ -101,7 +111,7 @@ async def _loads_and_appends(
         figures,
         ratios(figures),
         Target("at least", target),
-        notes=missing,
+        notes=missing + (notes if SDKKeeper.locked > locked else []),
         drawn=True,
     )
 

@@ -1,0 +1,275 @@
+"""Why it is fast, as rules that can be counted: plans, steps, commits, threads; never times.
+
+How fast it is, beside other memories, is measured by ``python -m tests.benchmarks``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import Runner, function_tool
+from benchmarks.subjects import history, null_agent, one_turn
+from benchmarks.very_long import fill
+from scripted import assistant, call, scripted_agent
+
+from session_middleware import SQLiteSessionMemory, last_items, last_turns, with_session_memory
+from session_middleware.history import LastItems, LastTurns
+from session_middleware.memory import TakeTurn, TurnEnd
+from session_middleware.stores import _sqlite_reads as reading
+from session_middleware.stores import _sqlite_taking as taking
+from session_middleware.stores import _sqlite_turns as writing
+
+
+@pytest.fixture
+async def path(tmp_path: Path) -> Path:
+    """A file of ours with nothing in it, that no memory has open."""
+    async with SQLiteSessionMemory(tmp_path / "speed.db") as memory:
+        await memory.ping()
+    return tmp_path / "speed.db"
+
+
+@pytest.fixture
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of our own to that file, to count on."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as opened:
+        yield opened
+
+
+def steps(connection: sqlite3.Connection, work: Callable[[], Any]) -> int:
+    """How many instructions SQLite's machine runs for it: rows that are read and sought, all."""
+    counted = 0
+
+    def count() -> int:
+        nonlocal counted
+        counted += 1
+        return 0
+
+    work()  # statements are compiled, pages are read
+    connection.set_progress_handler(count, 1)
+    try:
+        work()
+    finally:
+        connection.set_progress_handler(None, 1)
+    assert counted > 0
+    return counted
+
+
+def about(count: Any) -> Any:
+    """That many steps; a statement whose only row was fetched may take its last one, or not."""
+    return pytest.approx(count, abs=2)
+
+
+# --- plans ---------------------------------------------------------------------------------
+
+
+READS = {
+    "turns": (reading.TURNS_FROM, {"key": 1, "cut": 5}),
+    "turns at once": (reading.TURNS_JOINED, {"key": 1, "cut": 5}),
+    "newest items": (reading.ITEMS_NEWEST_FIRST, {"key": 1, "limit": 48}),
+    "nth newest turn": (reading.NTH_NEWEST_TURN, {"key": 1, "nth": 20}),
+    "any before": (reading.ANY_BEFORE, {"key": 1, "cut": 5}),
+    "items of a session": (reading.SESSION_ITEMS, (1,)),
+    "items of a turn": (reading.TURN_ITEMS, (1, 1)),
+    "records": (reading.RECORDS, (1, 9, 9)),
+    "items of records": (reading.RECORD_ITEMS, (1, 1, 9)),
+    "runs of records": (reading.RECORD_RUNS, (1, 1, 9)),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_every_read_finds_its_rows_by_key_and_in_order(
+    connection: sqlite3.Connection, name: str
+) -> None:
+    """No read looks through a table or sorts what it found."""
+    statement, parameters = READS[name]
+    if isinstance(parameters, dict):
+        parameters = {"hidden_turn": -1, "hidden_runs": "[]", **parameters}
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert any(line.startswith("SEARCH") for line in plan)
+    for table in ("item", "turn", "run", "session", "park"):
+        assert f"SCAN {table}" not in plan
+    assert not any("TEMP B-TREE" in line for line in plan)
+
+
+# --- rows read -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [last_items(48), last_turns(12), last_turns(12, step=4)])
+def test_with_a_window_a_load_reads_no_more_of_a_long_session(
+    connection: sqlite3.Connection, path: Path, window: LastItems | LastTurns
+) -> None:
+    """The same steps for 20,000 items as for 400."""
+    fill(path, "short", 400)
+    fill(path, "long", 20_000)
+
+    def load(session_id: str) -> Callable[[], Any]:
+        return lambda: reading.load_turns(connection, session_id, window, None, False)
+
+    kept = [sum(len(turn.items) for turn in load(name)().turns) for name in ("short", "long")]
+    assert kept[0] == kept[1] >= 48
+    few, many = (steps(connection, load(name)) for name in ("short", "long"))
+    assert many == about(few)
+
+
+def _whole_turn(connection: sqlite3.Connection, session_id: str) -> Callable[[], None]:
+    """A turn as it is written: taken, appended to, ended."""
+
+    def turn() -> None:
+        request = TakeTurn(session_id, datetime.now(UTC))
+        taken = taking.take(connection, request, 30.0)[0]
+        texts = ['{"role": "user"}', '{"role": "assistant"}']
+        writing.append(connection, taken.lease, 1, 0, texts, "digest")
+        end = TurnEnd("completed", request.started_at, runs={1: "completed"})
+        writing.end(connection, taken.lease, end)
+
+    return turn
+
+
+def test_a_turn_writes_no_more_to_a_long_session(
+    connection: sqlite3.Connection, path: Path
+) -> None:
+    """The same steps for take, append and end on 20,000 items as on 400."""
+    fill(path, "short", 400)
+    fill(path, "long", 20_000)
+    short = steps(connection, _whole_turn(connection, "short"))
+    assert steps(connection, _whole_turn(connection, "long")) == about(short)
+
+
+def test_nothing_costs_more_for_a_thousand_other_sessions(
+    connection: sqlite3.Connection, path: Path
+) -> None:
+    """The same steps for a turn and for a load, with and without other sessions."""
+    fill(path, "mine", 400)
+    load = lambda: reading.load_turns(connection, "mine", None, None, False)  # noqa: E731
+    alone = (steps(connection, load), steps(connection, _whole_turn(connection, "mine")))
+    with connection:
+        for other in range(1_000):
+            _whole_turn(connection, f"other-{other}")()
+    connection.execute("DELETE FROM item WHERE session = 1 AND turn > 100")
+    among = (steps(connection, load), steps(connection, _whole_turn(connection, "mine")))
+    assert among == about(alone)
+
+
+# --- commits -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def memory(tmp_path: Path) -> Any:
+    """A memory on a file, closed after the test."""
+    async with SQLiteSessionMemory(tmp_path / "counted.db") as opened:
+        await opened.ping()
+        yield opened
+
+
+@function_tool
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+async def test_a_run_flushes_the_file_once_for_its_input_and_once_for_each_model_turn(
+    memory: SQLiteSessionMemory,
+) -> None:
+    """Taking the session and ending the turn are commits that wait for no disk."""
+    run = with_session_memory(Runner.run, memory=memory)
+    agents = {
+        1: scripted_agent(assistant("hello")),
+        2: scripted_agent(call("add", {"a": 1, "b": 2}), assistant("3"), tools=[add]),
+    }
+    for model_turns, agent in agents.items():
+        before = memory.stats()
+        await run(agent, "hi", session_id="counted")
+        after = memory.stats()
+        assert after["synced"] - before["synced"] == model_turns + 1
+        assert after["commits"] - before["commits"] == model_turns + 3
+
+
+async def test_a_key_costs_one_more_flush(memory: SQLiteSessionMemory) -> None:
+    """With an idempotency key the end of the turn is on the disk before the call returns."""
+    run = with_session_memory(Runner.run, memory=memory)
+    before = memory.stats()["synced"]
+    await run(null_agent(), "hi", session_id="counted", idempotency_key="one")
+    assert memory.stats()["synced"] - before == 3
+
+
+async def test_sessions_that_write_at_once_share_commits(memory: SQLiteSessionMemory) -> None:
+    """64 appends at once need far fewer commits."""
+    before = memory.stats()
+    await asyncio.gather(
+        *(memory.append_to_session(f"user-{at}", one_turn(at)) for at in range(64))
+    )
+    after = memory.stats()
+    assert after["writes"] - before["writes"] == 64
+    assert after["commits"] - before["commits"] <= 16
+
+
+async def test_members_of_a_group_need_no_savepoints_of_their_own(path: Path) -> None:
+    """A statement more for each member would be two hops through the interpreter's lock."""
+    async with SQLiteSessionMemory(path) as memory:
+        await memory.ping()
+        statements: list[str] = []
+
+        def trace(connection: sqlite3.Connection) -> None:
+            connection.set_trace_callback(statements.append)
+
+        await memory._write(trace)
+        await asyncio.gather(
+            *(memory.append_to_session(f"user-{at}", one_turn(at)) for at in range(8))
+        )
+    assert sum("INTO turn" in line for line in statements) == 8
+    assert not [line for line in statements if line.startswith("SAVEPOINT")]
+
+
+# --- threads, files, imports ---------------------------------------------------------------
+
+
+async def test_500_sessions_at_once_need_no_more_than_four_threads_and_twenty_files(
+    memory: SQLiteSessionMemory,
+) -> None:
+    """One memory has two connections however many sessions it serves."""
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    seen: set[tuple[int, int]] = set()
+
+    async def use(session_id: str) -> None:
+        await memory.append_to_session(session_id, one_turn(1))
+        await memory.load_session(session_id)
+        seen.add((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+
+    await asyncio.gather(*(use(f"user-{at}") for at in range(500)))
+    assert max(count for count, _ in seen) <= max(threads, 4)
+    assert max(count for _, count in seen) <= files + 8
+
+
+def test_importing_the_package_imports_no_driver_and_nothing_slow() -> None:
+    """Drivers come with their store, structlog with the first event that is logged."""
+    script = (
+        "import sys, agents\nbefore = set(sys.modules)\nimport session_middleware\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    imported = set(ran.stdout.split())
+    assert "session_middleware" in imported
+    assert not imported & {"asyncpg", "redis", "sqlite3", "aiosqlite", "structlog", "rich"}
+
+
+async def test_a_history_is_decoded_in_one_piece(
+    memory: SQLiteSessionMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row by row only what cannot be decoded together is looked at."""
+    items = history(400)
+    await memory.save_session("long", items)
+    monkeypatch.setattr(reading, "decode_items", None)  # whoever needs it fails
+    assert await memory.load_session("long") == items
+    loaded = await memory.load_turns("long")
+    assert [item for turn in loaded.turns for item in turn.items] == items
