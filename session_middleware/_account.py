@@ -6,12 +6,13 @@ Bookkeeping only, safe for threads: no memory is asked here, and nothing is awai
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from session_middleware.errors import IdempotencyConflict
+from session_middleware.history import text_of
 from session_middleware.memory import CarriedRun, RunState, TurnEnd, TurnState
 
 
@@ -47,6 +48,7 @@ class Account:
         self._output: str | None = None
         self._usage: dict[int, dict[str, int]] = {}
         self._traces: dict[str, None] = {}
+        self._input: Any = None
         self.made = 0
         self.stored = 0
         self.history_digest: str | None = None
@@ -61,6 +63,27 @@ class Account:
                 if run.item_count
             ]
             self._inputs = {run.input_digest for run in carried if run.input_digest}
+
+    def make(self, new_input: Any) -> None:
+        """A run is about to be made with this new input."""
+        with self._lock:
+            self.made += 1
+            if self._input is None:
+                self._input = new_input
+
+    @property
+    def input_text(self) -> Callable[[], str] | None:
+        """Gives the new input of the turn's first run, as text."""
+        given = self._input
+        return (
+            None if given is None else lambda: given if isinstance(given, str) else text_of(given)
+        )
+
+    @property
+    def output_text(self) -> Callable[[], str] | None:
+        """Gives the output of the run that completed last."""
+        output = self._output
+        return None if output is None else lambda: output
 
     def next_run(self) -> int:
         """Reserve the next run number."""

@@ -45,17 +45,20 @@ async def load(
         operation.count = sum(len(turn.items) for turn in loaded.turns)
     kept = history.apply_windows(loaded.turns, windows) if windows else loaded.turns
     items = [item for turn in kept for item in turn.items]
-    if operation.count > len(items):
+    if not loaded.complete:
+        telemetry.trimmed(None)
+    elif operation.count > len(items):
         telemetry.trimmed(operation.count - len(items))
     repaired, receipt = history.repair(items)
     if receipt or loaded.corrupt:
-        telemetry.repaired(receipt)
+        telemetry.repaired(receipt, corrupt=loaded.corrupt)
     if not recording:
         telemetry.history(len(repaired), None, None)
         return repaired, None
     texts = _texts_of(kept, repaired)
     digest = history.digest_of_texts(texts)
-    telemetry.history(len(texts), sum(map(len, texts)), digest)
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    telemetry.history(len(texts), size, digest)
     return repaired, digest
 
 

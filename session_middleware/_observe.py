@@ -13,6 +13,7 @@ from typing import Any
 import wrapt
 
 from session_middleware import _run, _sdk
+from session_middleware._account import Account
 from session_middleware._options import Options
 from session_middleware._sdk import RunCall
 from session_middleware.hooks import SessionRunHooks
@@ -69,7 +70,8 @@ class _ObservedRun:
         self.call = call
         self.session = session
         self.telemetry = telemetry
-        self._usage: dict[str, int] | None = None
+        self._account = Account()
+        self._account.make(None if call.resumes else call.input)
         self._span: Any = None
 
     def in_force(self) -> AbstractContextManager[None]:
@@ -82,11 +84,17 @@ class _ObservedRun:
         self.leave_soon(error)
 
     def leave_soon(self, error: BaseException | None = None) -> None:
-        if error is None:
-            outcome = "completed"
-        else:
-            outcome = "failed" if isinstance(error, Exception) else "cancelled"
-        self.telemetry.end(outcome, error, new_items=self.session._self_stored, usage=self._usage)
+        record = self._account.record(
+            error, on_failure="keep", durable=False, otel_trace_id=self.telemetry.otel_trace_id
+        )
+        self.telemetry.end(
+            record.state,
+            error,
+            new_items=self.session._self_stored,
+            usage=record.usage,
+            input_text=self._account.input_text,
+            output_text=self._account.output_text,
+        )
 
     async def prepare(self) -> None:
         """Nothing is taken: the session is not ours."""
@@ -109,7 +117,14 @@ class _ObservedRun:
         if self._span is not None:
             self._span.finish(reset_current=here)
         if error is None:
-            self._usage = _sdk.outcome_of(result).usage
+            outcome = _sdk.outcome_of(result)
+            self._account.stops(
+                1,
+                "completed" if outcome.parked is None else "awaiting_approval",
+                parked=outcome.parked,
+                output=outcome.output_text,
+                usage=outcome.usage,
+            )
 
 
 def is_observed(session: Any) -> bool:

@@ -41,7 +41,7 @@ class Run:
                 f"{server_state} leaves the history to the model's provider, a session keeps it "
                 "here: use one of the two"
             )
-        turn.account.made += 1
+        turn.account.make(None if call.resumes else call.input)
         self.turn = turn
         self.session_id = turn.session_id
         self.session_settings = getattr(call.arguments.get("session"), "session_settings", None)

@@ -92,6 +92,7 @@ class Turn:
         self._taken: Taken | None = None
         self._taking: Future[None] | None = None
         self._error: BaseException | None = None
+        self._told: BaseException | None = None
         self._expired = False
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -289,7 +290,9 @@ class Turn:
         await self.store.end_turn(taken.lease, TurnEnd(state, datetime.now(UTC)))
         self._resume = identity
         self._taken = None
-        self._holds(await self._lease(time.monotonic(), False, 2 * self.store.lease_seconds))
+        began = time.monotonic()
+        self._holds(await self._lease(began, False, 2 * self.store.lease_seconds))
+        self.telemetry.taken(self.number or 0, time.monotonic() - began)
         return self._taken is not None and self._taken.resumed
 
     # --- runs ------------------------------------------------------------------------------
@@ -365,7 +368,9 @@ class Turn:
 
     def forgets(self, event: str, error: MemoryUnavailable) -> bool:
         """Whether the turn goes on without memory from here on; reported either way."""
-        self.telemetry.event(event, error_type=type(error.__cause__ or error).__name__)
+        if error is not self._told:
+            self._told = error
+            self.telemetry.event(event, error_type=type(error.__cause__ or error).__name__)
         if self.options.on_unavailable != "forget":
             return False
         self.forgotten = True
@@ -405,6 +410,8 @@ class Turn:
                 self._error or failure,
                 new_items=self.account.stored,
                 usage=record.usage,
+                input_text=self.account.input_text,
+                output_text=self.account.output_text,
             )
 
     async def _write(self, record: TurnEnd, lease: Lease) -> None:

@@ -240,7 +240,6 @@ async def test_nothing_that_was_said_is_traced_or_logged(
     assert "4711" not in "".join(span.to_json() for span in otel.spans) + str(events)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="turns do not hand over their texts yet")
 async def test_content_is_traced_on_opt_in(
     remember: Middleware, otel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
