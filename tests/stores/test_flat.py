@@ -9,13 +9,15 @@ import math
 import os
 import pickle
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from session_middleware.conformance._items import assistant, call, output, user
-from session_middleware.conformance._turns import end, one_turn, refused, take
+from session_middleware.conformance._turns import end, now, one_turn, refused, take
 from session_middleware.errors import (
     ConflictingMemory,
     MemoryUnavailable,
@@ -24,7 +26,7 @@ from session_middleware.errors import (
     UnsupportedSchema,
 )
 from session_middleware.history import LastTurns
-from session_middleware.memory import Item, SessionMemory, SupportsTurns, holding
+from session_middleware.memory import Item, Lease, SessionMemory, SupportsTurns, TurnEnd, holding
 from session_middleware.stores import flat
 from session_middleware.stores.flat import FlatTurns
 
@@ -353,19 +355,34 @@ async def test_what_it_cannot_do_names_the_protocol(turns: FlatTurns) -> None:
 # --- writes in order -----------------------------------------------------------------------
 
 
+@contextmanager
+def closed_gate(notebook: Notebook) -> Iterator[asyncio.Event]:
+    """Writes of the notebook begin and do not end; opened at the latest at the end."""
+    notebook.gate = asyncio.Event()
+    try:
+        yield notebook.gate
+    finally:
+        notebook.gate.set()
+
+
+async def begun(turns: FlatTurns, notebook: Notebook, lease: Lease) -> asyncio.Future[None]:
+    """A write that has begun and waits at the gate."""
+    write = asyncio.ensure_future(turns.append_items(lease, 1, 0, [user("1")]))
+    while "append" not in notebook.calls:  # noqa: ASYNC110 - the memory tells by its calls
+        await asyncio.sleep(0)
+    return write
+
+
 async def test_a_session_is_busy_until_its_last_write_is_over(
     notebook: Notebook, turns: FlatTurns
 ) -> None:
     """A turn that was released while it wrote: the next one begins after that write."""
-    notebook.gate = asyncio.Event()
-    taken = await take(turns)
-    write = asyncio.ensure_future(turns.append_items(taken.lease, 1, 0, [user("1")]))
-    while "append" not in notebook.calls:  # noqa: ASYNC110 - the memory tells by its calls
-        await asyncio.sleep(0)
-    assert await turns.release("s") is True
-    await refused(SessionBusy, take(turns))
-    notebook.gate.set()
-    await write
+    with closed_gate(notebook) as gate:
+        write = await begun(turns, notebook, (await take(turns)).lease)
+        assert await turns.release("s") is True
+        await refused(SessionBusy, take(turns))
+        gate.set()
+        await write
     newer = await take(turns)
     assert (await turns.load_turns("s")).turns[0].items == [user("1")]
     await end(turns, newer)
@@ -373,19 +390,37 @@ async def test_a_session_is_busy_until_its_last_write_is_over(
 
 async def test_a_cancelled_write_is_awaited(notebook: Notebook, turns: FlatTurns) -> None:
     """A write that has begun is finished before the cancellation goes on."""
-    notebook.gate = asyncio.Event()
-    taken = await take(turns)
-    write = asyncio.ensure_future(turns.append_items(taken.lease, 1, 0, [user("1")]))
-    while "append" not in notebook.calls:  # noqa: ASYNC110 - the memory tells by its calls
+    with closed_gate(notebook) as gate:
+        taken = await take(turns)
+        write = await begun(turns, notebook, taken.lease)
+        write.cancel()
         await asyncio.sleep(0)
-    write.cancel()
-    await asyncio.sleep(0)
-    assert not write.done()
-    notebook.gate.set()
-    await asyncio.wait((write,))
+        assert not write.done()
+        gate.set()
+        await asyncio.wait((write,))
     assert write.cancelled()
     assert notebook.histories["s"] == [user("1")]
     await end(turns, taken)
+
+
+async def test_writes_of_a_session_keep_their_order(notebook: Notebook, turns: FlatTurns) -> None:
+    """What is stored when a run ends follows the write of that run that is still under way."""
+    taken = await take(turns)
+    await turns.append_items(taken.lease, 1, 0, [user("1")])
+    await turns.append_items(taken.lease, 2, 0, [user("2")])
+    notebook.calls.clear()
+    with closed_gate(notebook) as gate:
+        last = asyncio.ensure_future(turns.append_items(taken.lease, 1, 1, [assistant("1")]))
+        await asyncio.sleep(0)
+        ending = asyncio.ensure_future(turns.end_turn(taken.lease, TurnEnd("completed", now())))
+        while "append" not in notebook.calls:  # noqa: ASYNC110 - the memory tells by its calls
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert notebook.calls == ["append"]
+        gate.set()
+        await asyncio.gather(last, ending)
+    assert notebook.histories["s"] == [user("1"), assistant("1"), user("2")]
 
 
 def test_a_loop_that_shuts_down_blocks_nobody(notebook: Notebook, turns: FlatTurns) -> None:
