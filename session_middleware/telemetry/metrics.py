@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Counter, Histogram, Meter, MeterProvider, UpDownCounter
 
 from session_middleware.telemetry import names
+from session_middleware.telemetry.providers import PerProvider
 
 # The SDK's default buckets begin at 5 s and would put every storage operation into the first.
 _TURN_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
@@ -43,7 +43,7 @@ class Instruments:
     trims: Counter
 
 
-_made: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
+_made: PerProvider[Instruments] = PerProvider()
 
 
 def instruments(provider: MeterProvider | None) -> Instruments:
@@ -52,7 +52,8 @@ def instruments(provider: MeterProvider | None) -> Instruments:
     # Kept, because a provider remembers every meter and instrument it is asked for.
     made = _made.get(provider)
     if made is None:
-        made = _made[provider] = _make(provider.get_meter(names.SCOPE, package_version()))
+        made = _make(provider.get_meter(names.SCOPE, package_version()))
+        _made.keep(provider, made)
     return made
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from weakref import WeakKeyDictionary
 
 import opentelemetry.context as otel_context
 from opentelemetry import trace
@@ -18,13 +17,14 @@ from opentelemetry.util.types import AttributeValue
 
 from session_middleware.telemetry import names
 from session_middleware.telemetry.metrics import package_version
+from session_middleware.telemetry.providers import PerProvider
 
 # Instrumentations set two keys: a plain one, and one the API creates anew in each process. Only
 # the first is agreed upon; the second is what the SDK's exporters and some libraries set alone.
 _SUPPRESS = "suppress_instrumentation"
 _SUPPRESS_OF_PROCESS = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", _SUPPRESS)
 
-_tracers: WeakKeyDictionary[TracerProvider, Tracer] = WeakKeyDictionary()
+_tracers: PerProvider[Tracer] = PerProvider()
 
 
 def suppressed(context: Context) -> bool:
@@ -40,7 +40,7 @@ def tracer(provider: TracerProvider | None) -> Tracer:
         known = provider.get_tracer(names.SCOPE, package_version())
         if not isinstance(provider, trace.ProxyTracerProvider):
             # A proxy's tracer turns into that of the first real provider, for good.
-            _tracers[provider] = known
+            _tracers.keep(provider, known)
     return known
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -122,6 +123,28 @@ def test_a_provider_that_is_done_with_is_let_go() -> None:
     del turn, settings, tracer_provider, meter_provider
     gc.collect()
     assert [reference() for reference in gone] == [None, None]
+
+
+@dataclass
+class Delegating:
+    """A provider that hands on to another; a dataclass, so it compares and cannot be hashed."""
+
+    provider: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.provider, name)
+
+
+def test_a_provider_that_cannot_be_hashed_is_a_provider(otel: Any) -> None:
+    """Some libraries put such a one in front of the SDK's: its turns are traced and measured."""
+    settings = Telemetry(Delegating(otel.tracer_provider), Delegating(otel.meter_provider))
+    for _ in range(2):
+        turn = TurnTelemetry(settings, "chat", "alice", "sqlite")
+        turn.start()
+        turn.end("completed")
+    assert [span.name for span in otel.spans] == ["session_turn chat"] * 2
+    (duration,) = otel.metrics["session_middleware.turn.duration"]
+    assert duration.count == 2
 
 
 # --- failures ------------------------------------------------------------------------------
