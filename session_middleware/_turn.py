@@ -177,10 +177,11 @@ class Turn:
     async def take(self) -> None:
         """Take the session, once; calls that come meanwhile wait for the first."""
         while self._taken is None and not self.forgotten:
+            mine: Future[None] = Future()
             with self._lock:
                 others = self._taking
                 if others is None:
-                    mine = self._taking = Future()
+                    self._taking = mine
             if others is not None:
                 await asyncio.shield(asyncio.wrap_future(others))
                 continue

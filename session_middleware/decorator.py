@@ -10,7 +10,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 import wrapt
 
@@ -130,7 +130,7 @@ def _decorate(function: Any, /, *, session_id: SessionIdOption, options: Options
     around = (
         _AroundRunner(method, inner, options, source) if method else _Around(inner, options, source)
     )
-    decorated = wrapt.FunctionWrapper(function, around)
+    decorated: Any = wrapt.FunctionWrapper(cast(Any, function), around)
     intercepted_while_alive(decorated)
     return decorated
 

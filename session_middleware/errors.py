@@ -5,15 +5,15 @@ next; it never contains an item's content, and a URL appears in it without its p
 
     SessionMemoryError
     ├── SessionIdRequired           memory is on and the call names no session
-    ├── InvalidSessionId            the id is blank, too long, or has characters that cannot be stored
+    ├── InvalidSessionId            the id is blank, too long, or cannot be stored
     ├── InvalidItem                 an item cannot be stored; its position is named
     ├── InvalidOption (TypeError)   an option is unknown, or contradicts another
     ├── InvalidMemoryUrl (ValueError)
-    ├── ConflictingMemory           two owners of one history, or a memory that cannot do what is asked
+    ├── ConflictingMemory           two owners of one history, or a memory that lacks it
     ├── WrongSession                a parked run was resumed under another session's id
     ├── SessionBusy                 another turn holds the session
     ├── TurnInProgress              the same idempotency key is being worked on at this moment
-    ├── TurnLost                    the session was taken over, cleared or released; nothing was written
+    ├── TurnLost                    the session was taken over, cleared or released
     ├── DuplicateTurn               the turn was done already; it carries its number and items
     ├── IdempotencyConflict         the same idempotency key came with another input
     ├── MemoryUnavailable           the storage failed or did not answer; its error is the cause

@@ -237,5 +237,6 @@ def _one(
     connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...]
 ) -> tuple[Any, ...]:
     """The single row of the statement, which is read to its end as RETURNING asks for."""
+    row: tuple[Any, ...]
     (row,) = connection.execute(statement, parameters).fetchall()
     return row
