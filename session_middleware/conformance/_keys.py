@@ -117,7 +117,7 @@ class KeysConformance(TurnFactory):
     async def test_a_resume_of_a_retried_turn_is_a_duplicate(self, memory: Any) -> None:
         """A state that was resumed stays resumed when its turn failed and its key came again."""
         parked = await take(memory, idempotency_key="k")
-        await end(memory, parked, "awaiting_approval", park="p")
+        await end(memory, parked, "awaiting_approval", park=("p",))
         await end(memory, await take(memory, resume="p"), "failed")
         again = await take(memory, idempotency_key="k")
         await memory.append_items(again.lease, again.next_run, 0, [user("1")])

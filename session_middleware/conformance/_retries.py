@@ -170,6 +170,23 @@ class RetriesConformance(TurnFactory):
         assert (record.state, record.item_count) == ("completed", 4)
 
     @given_turns
+    async def test_several_runs_of_a_turn_may_wait(self, turns: SupportsTurns) -> None:
+        """Each parked run of a turn is resumed by itself, once, in any order."""
+        taken = await take(turns)
+        await turns.append_items(taken.lease, 1, 0, [user("1")])
+        await turns.append_items(taken.lease, 2, 0, [user("2")])
+        await end(turns, taken, "awaiting_approval", park=("p", "q"))
+        for identity in ("q", "p"):
+            resumed = await take(turns, resume=identity)
+            assert (resumed.resumed, resumed.lease.turn) == (True, taken.lease.turn)
+            await turns.append_items(resumed.lease, resumed.next_run, 0, [output(identity)])
+            await end(turns, resumed)
+        for identity in ("p", "q"):
+            await refused(DuplicateTurn, take(turns, resume=identity))
+        (record,) = await turns.turns("s")
+        assert record.items == [user("1"), user("2"), output("q"), output("p")]
+
+    @given_turns
     async def test_a_turns_traces_add_up(self, turns: SupportsTurns) -> None:
         """A resumed turn keeps the traces of the runs before it was parked."""
         taken = await take(turns)
