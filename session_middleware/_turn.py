@@ -29,6 +29,7 @@ from session_middleware.errors import (
 from session_middleware.memory import (
     Item,
     Lease,
+    SupportsRunEnds,
     SupportsTurns,
     Taken,
     TakeTurn,
@@ -309,9 +310,10 @@ class Turn:
 
     async def run_is_over(self, run: int | None) -> None:
         """Tell a memory that makes runs wait for each other that this one stores no more."""
-        end_run = getattr(self.store, "end_run", None)
-        if end_run is not None and run is not None and self.lease is not None and not self._over:
-            await end_run(self.lease, run)
+        if run is None or self._taken is None or self._over:
+            return
+        if isinstance(self.store, SupportsRunEnds):
+            await self.store.end_run(self._taken.lease, run)
 
     # --- load and persist ------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +29,7 @@ __all__ = [
     "Loaded",
     "RunState",
     "SessionMemory",
+    "SupportsRunEnds",
     "SupportsTurns",
     "TakeTurn",
     "Taken",
@@ -250,7 +251,8 @@ def holding(turn: HeldTurn | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _held.reset(token)
+        with suppress(ValueError):  # closed in another context, by the collector of garbage
+            _held.reset(token)
 
 
 # --- the interface -------------------------------------------------------------------------
@@ -316,6 +318,15 @@ class SessionMemory(ABC):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.cleanup()
+
+
+@runtime_checkable
+class SupportsRunEnds(Protocol):
+    """A memory that lets the runs of a turn wait for each other, and so must hear of their end."""
+
+    async def end_run(self, lease: Lease, run: int) -> None:
+        """That run of the turn stores nothing more."""
+        ...
 
 
 @runtime_checkable
