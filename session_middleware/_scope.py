@@ -7,7 +7,7 @@ inherit it; a generator sets it around each of its steps, never across a yield.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,7 +51,8 @@ def in_force(scope: Scope) -> Iterator[None]:
     try:
         yield
     finally:
-        _scope.reset(token)
+        with suppress(ValueError):  # closed in another context, by the collector of garbage
+            _scope.reset(token)
 
 
 def current_session() -> tuple[str, int | None] | None:

@@ -6,6 +6,8 @@ where it happens allows.
 
 from __future__ import annotations
 
+import asyncio
+
 from session_middleware import _background
 from session_middleware._options import Options
 from session_middleware._turn import Turn, turn_here
@@ -17,6 +19,7 @@ class Seat:
     def __init__(self, turn: Turn, *, owner: bool) -> None:
         self.turn = turn
         self._owner = owner
+        self._loop = _running_loop()
 
     @classmethod
     def of_new(cls, turn: Turn) -> Seat:
@@ -48,7 +51,8 @@ class Seat:
             if error is None:
                 turn.complain_of_expiry()
             return
-        if isinstance(error, GeneratorExit):  # a coroutine that is closed must not await
+        loop_is_gone = self._loop is not None and self._loop.is_closed()
+        if isinstance(error, GeneratorExit) or loop_is_gone:  # closed coroutines must not await
             _background.submit(turn.end_quietly())
             return
         ending, cancelled = await _background.settle(turn.end())
@@ -69,3 +73,10 @@ class Seat:
         """Leave the turn, from code that can neither await nor block."""
         if self.turn.left(error, owner=self._owner):
             _background.submit(self.turn.end_quietly())
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -100,7 +100,7 @@ class MemoryOperation(AbstractContextManager[Operation]):
         traceback: TracebackType | None,
     ) -> None:
         duration = perf_counter() - self._started
-        if self._token is not None:
+        if self._token is not None and self._root.is_in_force():
             detach(self._token)
         if self._silent:
             return

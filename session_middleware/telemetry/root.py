@@ -97,6 +97,14 @@ class RootSpan:
                 context = baggage.set_baggage(names.SESSION_ID, self._emitted_id, context)
         return set_value(_TURN_KEY, self, context)
 
+    def is_in_force(self) -> bool:
+        """Whether the current context is the turn's own, or made from it.
+
+        It is not where a coroutine is closed by the collector of garbage, in whatever context
+        that happens to run; nothing of ours is to be detached there.
+        """
+        return get_current().get(_TURN_KEY) is self
+
     def attached(self) -> AbstractContextManager[None]:
         """Make ``context()`` the current one for the extent of a block."""
         return _Attached(self)
@@ -175,5 +183,5 @@ class _Attached(AbstractContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._token is not None:
+        if self._token is not None and self._root.is_in_force():
             detach(self._token)
