@@ -32,6 +32,7 @@ from session_middleware import (
 )
 
 SHORT_LEASE = 0.5
+PATIENCE = 600
 
 
 def say(what: str) -> None:
@@ -150,7 +151,7 @@ def prefork(path: str, workers: str, turns: str, session: str) -> None:
 
     ``session`` is "shared" by all workers, or each has its "own".
     """
-    install(memory=SQLiteSessionMemory(path))
+    install(memory=SQLiteSessionMemory(path), wait_timeout=PATIENCE)
     asyncio.run(Runner.run(noting_agent([]), "warm up", session_id="warm"))  # type: ignore[call-arg]
     children = []
     for worker in range(int(workers)):
@@ -188,8 +189,7 @@ def killed(path: str, times: str) -> None:
         child = os.fork()
         if child == 0:
             memory = SQLiteSessionMemory(path, lease=SHORT_LEASE)
-            remembering = with_session_memory(Runner.run, memory=memory)
-
+            remembering = with_session_memory(Runner.run, memory=memory, wait_timeout=PATIENCE)
             asyncio.run(_work(remembering, attempt, write))
         os.close(write)
         with os.fdopen(read) as pipe:
@@ -228,7 +228,7 @@ def charge(path: str, stalls: str) -> None:
     if stalls == "stalls":
         agent.model = _Stalling()
     memory = SQLiteSessionMemory(path, lease=SHORT_LEASE)
-    remembering = with_session_memory(Runner.run, memory=memory)
+    remembering = with_session_memory(Runner.run, memory=memory, wait_timeout=PATIENCE)
 
     async def main() -> None:
         while True:

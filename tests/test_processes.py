@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pytest
 from agents import Runner
 from harness import noting_agent, shape, violations
-from processes import ENDING, SHORT_LEASE
+from processes import ENDING, PATIENCE, SHORT_LEASE
 
 from session_middleware import SQLiteSessionMemory, _background, with_session_memory
 
@@ -100,7 +100,12 @@ def take_and_run(
 
     async def go() -> None:
         async with SQLiteSessionMemory(path, lease=lease) as memory:
-            run = with_session_memory(Runner.run, memory=memory, on_busy=on_busy)
+            run = with_session_memory(
+                Runner.run,
+                memory=memory,
+                on_busy=on_busy,
+                wait_timeout=PATIENCE if on_busy == "wait" else None,
+            )
             await run(noting_agent([]), "the next", session_id="s")
 
     asyncio.run(go())
