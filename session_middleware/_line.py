@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Protocol, TypeAlias
 
 from session_middleware.errors import SessionBusy, TurnInProgress
+from session_middleware.memory import set_release_listener
 
 Place: TypeAlias = tuple[Hashable, str]
 """A session of a memory: (identity of the memory, session id)."""
@@ -141,13 +142,26 @@ def leave(place: Place, turn: InLine) -> None:
         line = _lines.get(place)
         if line is None or line.holder is not turn:
             return
-        while line.waiters:
-            following = line.waiters.popleft()
-            if not following.loop.is_closed():  # nobody would ever wake up there
-                line.holder = following.turn
-                following.granted.set_result(None)
-                return
-        del _lines[place]
+        _pass_on(place, line)
+
+
+def dispossess(identity: Hashable, session_id: str) -> None:
+    """The memory took the session away from its turn, which may never end: let the next one in."""
+    place = (identity, session_id)
+    with _lock:
+        line = _lines.get(place)
+        if line is not None:
+            _pass_on(place, line)
+
+
+def _pass_on(place: Place, line: _Line) -> None:
+    while line.waiters:
+        following = line.waiters.popleft()
+        if not following.loop.is_closed():  # nobody would ever wake up there
+            line.holder = following.turn
+            following.granted.set_result(None)
+            return
+    del _lines[place]
 
 
 def _forget_after_fork() -> None:
@@ -156,5 +170,6 @@ def _forget_after_fork() -> None:
     _lines.clear()  # the parent's turns
 
 
+set_release_listener(dispossess)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)

@@ -39,6 +39,9 @@ __all__ = [
     "check_session_id",
     "held_turn",
     "holding",
+    "set_release_listener",
+    "set_view_factory",
+    "tell_released",
 ]
 
 Item: TypeAlias = dict[str, Any]
@@ -253,6 +256,21 @@ def holding(turn: HeldTurn | None) -> Iterator[None]:
     finally:
         with suppress(ValueError):  # closed in another context, by the collector of garbage
             _held.reset(token)
+
+
+_release_listener: Callable[[Hashable, str], None] | None = None
+
+
+def set_release_listener(listener: Callable[[Hashable, str], None]) -> None:
+    """Have ``listener(identity, session_id)`` told of sessions taken away; called by the core."""
+    global _release_listener
+    _release_listener = listener
+
+
+def tell_released(identity: Hashable, session_id: str) -> None:
+    """Say that whoever held the session has lost it, so that nobody here waits for its end."""
+    if _release_listener is not None:
+        _release_listener(identity, session_id)
 
 
 # --- the interface -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from agents import Runner
 from scripted import local_agent
-from stored import own_loop, states, until
+from stored import free, own_loop, states, until
 
 from session_middleware import (
     InMemorySessionMemory,
@@ -249,3 +249,27 @@ async def test_release_lets_the_next_one_write() -> None:
         await slow(session_id="s")
     assert await memory.load_session("s") == []
     assert await states(memory) == ["abandoned"]
+
+
+@pytest.mark.parametrize("how", ["release", "clear", "save"])
+async def test_nobody_waits_for_a_turn_that_lost_its_session(each_memory: Any, how: str) -> None:
+    """A session that is taken away from a turn is free at once, even if that turn hangs."""
+    hanging, following = Order(each_memory), Order(each_memory)
+    holder = hanging.start("hangs")
+    await hanging.settled(waiting=0)
+    waiter = following.start("follows", wait_timeout=float("inf"))
+    await until(lambda: waiters() == 1)
+    if how == "release":
+        assert await each_memory.release("s")
+    elif how == "clear":
+        await each_memory.clear_session("s")
+    else:
+        await each_memory.save_session("s", [])
+    await following.settled(waiting=0)
+    hanging.may_go.set()
+    with pytest.raises(TurnLost):
+        await holder
+    assert not await free(each_memory)
+    following.may_go.set()
+    await waiter
+    assert (await states(each_memory))[-1] == "completed"

@@ -25,6 +25,7 @@ from session_middleware.memory import (
     TurnRecord,
     check_session_id,
     held_turn,
+    tell_released,
 )
 
 T = TypeVar("T")
@@ -253,7 +254,10 @@ class TurnMemory(SessionMemory):
         """
         check_session_id(session_id)
         encode_items(conversation_history)  # a fault is named by its position in the whole list
-        await self.replace_history(session_id, split(conversation_history), self._lease(session_id))
+        lease = self._lease(session_id)
+        await self.replace_history(session_id, split(conversation_history), lease)
+        if lease is None:
+            tell_released(self.identity, session_id)
 
     async def append_to_session(self, session_id: str, new_items: list[Item]) -> None:
         """Add items: within the current turn of this session, else as a turn of their own.
@@ -277,7 +281,10 @@ class TurnMemory(SessionMemory):
         Within the current turn of this session that turn goes on with nothing stored. From
         outside, a turn that runs there loses the session (TurnLost).
         """
-        await self.forget_session(check_session_id(session_id), self._lease(session_id))
+        lease = self._lease(check_session_id(session_id))
+        await self.forget_session(session_id, lease)
+        if lease is None:
+            tell_released(self.identity, session_id)
 
     @abstractmethod
     async def turns(

@@ -32,6 +32,7 @@ from session_middleware.memory import (
     TurnRecord,
     check_session_id,
     held_turn,
+    tell_released,
 )
 from session_middleware.stores._base import decode_items, encode_items
 from session_middleware.stores._flow import Flow, books_of, places
@@ -318,6 +319,7 @@ class FlatTurns:
         books = self._books
         with books.lock:
             released = books.ledger.release(check_session_id(session_id))
+            tell_released(self.identity, session_id)
             flow = books.flows.get(session_id)
             if flow is None:
                 return released

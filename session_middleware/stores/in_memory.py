@@ -24,6 +24,7 @@ from session_middleware.memory import (
     TurnEnd,
     TurnRecord,
     check_session_id,
+    tell_released,
 )
 from session_middleware.stores._base import TurnMemory, decode_items, encode_items
 from session_middleware.stores._ledger import Ledger
@@ -136,7 +137,8 @@ class InMemorySessionMemory(TurnMemory):
         with self._open() as ledger:
             released = ledger.release(check_session_id(session_id))
             self._changed.notify_all()
-            return released
+        tell_released(self.identity, session_id)
+        return released
 
     async def turns(
         self, session_id: str, limit: int | None = None, before: int | None = None

@@ -29,6 +29,7 @@ from session_middleware.memory import (
     TurnEnd,
     TurnRecord,
     check_session_id,
+    tell_released,
 )
 from session_middleware.stores import _sqlite_reads as reading
 from session_middleware.stores import _sqlite_taking as taking
@@ -199,7 +200,9 @@ class SQLiteSessionMemory(TurnMemory):
     async def release(self, session_id: str) -> bool:
         """Take the session away from whoever holds it; returns whether anybody did."""
         check_session_id(session_id)
-        return await self._write(partial(taking.release, session_id=session_id))
+        released = await self._write(partial(taking.release, session_id=session_id))
+        tell_released(self.identity, session_id)
+        return released
 
     async def turns(
         self, session_id: str, limit: int | None = None, before: int | None = None
