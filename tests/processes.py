@@ -243,10 +243,10 @@ def charge(path: str, stalls: str) -> None:
 
 
 class _Announced(list[str]):
-    """Effects that say so."""
+    """Effects that say so, when the tool has begun to wait."""
 
     def append(self, what: str) -> None:
-        say("in tool")
+        asyncio.get_running_loop().call_later(0.05, say, "in tool")
 
 
 def stopped(path: str) -> None:
