@@ -393,6 +393,8 @@ class Turn:
         if self._alarm is not None:
             _background.loop().call_soon_threadsafe(self._alarm.cancel)
             self._alarm = None
+        # Turns that each start the next one must not all be kept by the newest.
+        self._outer = next(iter(self.held_with()), None)
         record = self.account.record(
             self._error,
             on_failure=self.options.on_failure,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from stored import (
     carried_out,
     consumed,
     free,
+    freed,
     letters,
     own_loop,
     states,
@@ -30,6 +33,7 @@ from session_middleware import (
     session_scope,
     with_session_memory,
 )
+from session_middleware._turn import Turn, turn_here
 
 both_ways = pytest.mark.parametrize("method", METHODS)
 
@@ -153,6 +157,33 @@ async def test_a_context_that_carries_an_ended_turn(each_memory: Any) -> None:
     await tasks[0]
     assert await stored(each_memory) == "U A U A"
     assert await states(each_memory) == ["completed", "completed"]
+
+
+async def test_turns_that_start_each_other_are_not_kept(each_memory: Any) -> None:
+    """A worker that starts its successor from within a turn does not collect turns for ever."""
+    kept: list[int] = []
+    made: weakref.WeakSet[Turn] = weakref.WeakSet()
+    last = asyncio.get_running_loop().create_future()
+
+    @with_session_memory(memory=each_memory)
+    async def work(left: int) -> None:
+        turn = turn_here()
+        assert turn is not None
+        made.add(turn)
+        gc.collect()
+        kept.append(len(made))
+        if left:
+            asyncio.get_running_loop().create_task(afterwards(left - 1))
+        else:
+            last.set_result(None)
+
+    async def afterwards(left: int) -> None:
+        await freed(each_memory)
+        await work(left, session_id="s")
+
+    await work(8, session_id="s")
+    await last
+    assert max(kept) <= 3
 
 
 async def test_runs_at_once_in_one_turn(each_memory: Any) -> None:
