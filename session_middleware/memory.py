@@ -436,7 +436,11 @@ class SupportsTurns(Protocol):
         ...
 
     async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
-        """Write the turn's end and let the session go, in one transaction."""
+        """Write the turn's end and let the session go, in one transaction.
+
+        A turn that would be completed is awaiting_approval, without an output text, as long as
+        another of its parked runs is open.
+        """
         ...
 
     async def pop_item(self, session_id: str) -> Item | None:

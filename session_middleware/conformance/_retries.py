@@ -171,16 +171,19 @@ class RetriesConformance(TurnFactory):
 
     @given_turns
     async def test_several_runs_of_a_turn_may_wait(self, turns: SupportsTurns) -> None:
-        """Each parked run of a turn is resumed by itself, once, in any order."""
+        """Each is resumed by itself, once, in any order; the turn waits as long as one does."""
         taken = await take(turns)
         await turns.append_items(taken.lease, 1, 0, [user("1")])
         await turns.append_items(taken.lease, 2, 0, [user("2")])
         await end(turns, taken, "awaiting_approval", park=("p", "q"))
-        for identity in ("q", "p"):
+        outcomes = (("q", "awaiting_approval", None), ("p", "completed", "p is done"))
+        for identity, state, text in outcomes:
             resumed = await take(turns, resume=identity)
             assert (resumed.resumed, resumed.lease.turn) == (True, taken.lease.turn)
             await turns.append_items(resumed.lease, resumed.next_run, 0, [output(identity)])
-            await end(turns, resumed)
+            await end(turns, resumed, output_text=f"{identity} is done")
+            (record,) = await turns.turns("s")
+            assert (record.state, record.output_text) == (state, text)
         for identity in ("p", "q"):
             await refused(DuplicateTurn, take(turns, resume=identity))
         (record,) = await turns.turns("s")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from session_middleware.errors import (
@@ -309,12 +309,14 @@ class Ledger:
         if end.discard:
             for stored in turn.runs.values():
                 stored.items = {}
-        turn.finish(end.state, end.ended_at)
-        turn.sdk_trace_ids = tuple(dict.fromkeys((*turn.sdk_trace_ids, *end.sdk_trace_ids)))
-        turn.end = end
         for identity in end.park:
             session.parked[identity] = (turn.number, True)
             self._parked_in.setdefault(identity, set()).add(lease.session_id)
+        if end.state == "completed" and (turn.number, True) in session.parked.values():
+            end = replace(end, state="awaiting_approval", output_text=None)
+        turn.finish(end.state, end.ended_at)
+        turn.sdk_trace_ids = tuple(dict.fromkeys((*turn.sdk_trace_ids, *end.sdk_trace_ids)))
+        turn.end = end
         session.token = None
 
     # --- writing without one ---------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace as replace_fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,6 +43,7 @@ _PARK = """
     INSERT INTO park (identity, session, turn, open) VALUES (?, ?, ?, 1)
     ON CONFLICT (identity, session) DO UPDATE SET turn = excluded.turn, open = 1
 """
+_WAITS = "SELECT 1 FROM park WHERE session = ? AND turn = ? AND open LIMIT 1"
 _PAST_TURN = """
     INSERT INTO turn (session, turn, state, started_at, ended_at) VALUES (?, ?, 'completed', ?, ?)
 """
@@ -152,6 +154,9 @@ def end(connection: sqlite3.Connection, lease: Lease, how: TurnEnd) -> None:
     (earlier,) = _one(connection, _TRACES, (key, turn))
     traces = list(dict.fromkeys((*json.loads(earlier), *how.sdk_trace_ids)))
     usage = None if how.usage is None else json.dumps(how.usage)
+    connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
+    if how.state == "completed" and connection.execute(_WAITS, (key, turn)).fetchone():
+        how = replace_fields(how, state="awaiting_approval", output_text=None)
     connection.execute(
         _END,
         (
@@ -168,7 +173,6 @@ def end(connection: sqlite3.Connection, lease: Lease, how: TurnEnd) -> None:
             turn,
         ),
     )
-    connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
 
 
 # --- writing without one ---------------------------------------------------------------------
