@@ -13,15 +13,16 @@ import argparse
 import asyncio
 import logging
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from agents import set_trace_processors, set_tracing_disabled
 
 from . import page, runs, scale, throughput
 from .measuring import Row
 
-MEASUREMENTS: dict[str, Callable[[Path, bool], Awaitable[list[Row]]]] = {
+MEASUREMENTS: dict[str, Callable[[Path, bool], Coroutine[Any, Any, list[Row]]]] = {
     "runs": throughput.runs_at_once,
     "load-append": throughput.loads_and_appends,
     "load-1000": throughput.load_of_1000,

@@ -103,16 +103,19 @@ class SDKKeeper(Keeper):
         self.session = session
 
     async def load(self) -> list[Item]:
-        return await self.session.get_items()
+        items: list[Item] = await self.session.get_items()
+        return items
 
     async def append(self, items: list[Item]) -> None:
         while True:
             try:
-                return await self.session.add_items(items)
+                await self.session.add_items(items)
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):
                     raise
                 SDKKeeper.locked += 1
+            else:
+                return
 
     async def pop(self) -> None:
         await self.session.pop_item()
@@ -162,8 +165,9 @@ class SDKSQLite(SDKContender):
 
 
 class _FullAsyncSQLiteSession(AsyncSQLiteSession):
-    async def _configure_connection(self, conn: aiosqlite.Connection) -> None:
-        await super()._configure_connection(conn)
+    @staticmethod
+    async def _configure_connection(conn: aiosqlite.Connection) -> None:
+        await AsyncSQLiteSession._configure_connection(conn)
         await conn.execute("PRAGMA synchronous = FULL")
         async with conn.execute("PRAGMA synchronous") as answer:
             _check_full(await answer.fetchone())
@@ -220,7 +224,7 @@ def missing_package(contender: type[Contender]) -> str | None:
     """What must be installed for this contender and is not."""
     if contender is SDKSQLAlchemy:
         try:
-            import greenlet  # noqa: F401
+            import greenlet  # type: ignore[import-untyped]  # noqa: F401
             import sqlalchemy.ext.asyncio  # noqa: F401
         except ImportError:
             return "sqlalchemy"

@@ -90,3 +90,9 @@ def spread(series: Sequence[float]) -> tuple[float, float]:
     ordered = sorted(series)
     last = len(ordered) - 1
     return ordered[round(last * 0.25)], ordered[round(last * 0.75)]
+
+
+def processor_times(spent: Mapping[str, Sequence[float]]) -> str:
+    """What each took of the processor for one run, in ms: hardly changed by other processes."""
+    times = ", ".join(f"{name} {median(series):.2f} ms" for name, series in spent.items())
+    return f"processor time of a run: {times}"

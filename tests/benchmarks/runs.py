@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from agents import Agent, Runner
@@ -19,7 +19,7 @@ from session_middleware import last_items
 from session_middleware.telemetry import Telemetry
 
 from .contenders import Keeper, Ours, SDKSQLite
-from .measuring import OURS, Row, Target, in_turns, ratios
+from .measuring import OURS, Row, Target, in_turns, processor_times, ratios
 from .subjects import history, null_agent
 from .test_bench_telemetry import Nowhere
 
@@ -45,35 +45,27 @@ async def gains_recording(folder: Path, quick: bool) -> list[Row]:
 async def _gain(
     folder: Path, length: int, quick: bool, *, telemetry: Telemetry | None, most: float
 ) -> Row:
-    each, rounds = (3, 3) if quick else (8, 9)
+    rounds = 10 if quick else 50
     agent = null_agent()
-    key = f"gain-{length}-{telemetry is not None}"
-
-    async def with_memory(keeper: Keeper) -> float:
-        return await _run_of(agent, keeper, each)
+    processor: dict[str, list[float]] = {}
 
     async def without(number: int) -> float:
-        return await _median_of(each, lambda: Runner.run(agent, QUESTION))
-
-    def of(keeper: Keeper) -> Callable[[int], Awaitable[float]]:
-        return lambda number: with_memory(keeper)
+        spent = processor.setdefault("no memory", [])
+        return await _median_of(1, lambda: Runner.run(agent, QUESTION), spent=spent)
 
     async with AsyncExitStack() as stack:
         measured: dict[str, Callable[[int], Awaitable[float]]] = {"no memory": without}
         for contender in (Ours(folder, telemetry=telemetry), SDKSQLite(folder)):
             stack.push_async_callback(contender.close)
-            keeper = contender.keeper(key)
+            keeper = contender.keeper(f"gain-{length}-{telemetry is not None}")
             if length:
                 await keeper.append(history(length))
-            await with_memory(keeper)
-            measured[contender.name] = of(keeper)
+            await _run_of(agent, keeper, 3)
+            spent = processor.setdefault(contender.name, [])
+            measured[contender.name] = _again(agent, keeper, 1, spent)
         figures = await in_turns(measured, rounds)
     least = figures["no memory"]
-    gained = {
-        name: [with_it - without_it for with_it, without_it in zip(series, least, strict=True)]
-        for name, series in figures.items()
-        if name != "no memory"
-    }
+    gained = {name: _gained(figures[name], least) for name in figures if name != "no memory"}
     return Row(
         "gain-recording" if telemetry else "gain",
         f"cost a run gains{' while telemetry records' if telemetry else ''}, {length:,} items",
@@ -81,7 +73,7 @@ async def _gain(
         gained,
         ratios(gained),
         Target("at most", most),
-        notes=[f"a run without memory: {median(least):.2f} ms"],
+        notes=[f"a run without memory: {median(least):.2f} ms", processor_times(processor)],
     )
 
 
@@ -112,33 +104,50 @@ async def window_on_20000(folder: Path, quick: bool) -> list[Row]:
     ]
 
 
-def _again(agent: Agent[Any], keeper: Keeper, each: int) -> Callable[[int], Awaitable[float]]:
+def _gained(series: Sequence[float], least: Sequence[float]) -> list[float]:
+    """What the medians of five stretches of rounds have more than those without a memory.
+
+    Single runs differ by more than what is looked for.
+    """
+    size = len(series) // 5
+    starts = range(0, size * 5, size)
+    return [median(series[at : at + size]) - median(least[at : at + size]) for at in starts]
+
+
+def _again(
+    agent: Agent[Any], keeper: Keeper, each: int, spent: list[float] | None = None
+) -> Callable[[int], Awaitable[float]]:
     async def measure(number: int) -> float:
-        return await _run_of(agent, keeper, each)
+        return await _run_of(agent, keeper, each, spent)
 
     return measure
 
 
-async def _run_of(agent: Agent[Any], keeper: Keeper, each: int) -> float:
+async def _run_of(
+    agent: Agent[Any], keeper: Keeper, each: int, spent: list[float] | None = None
+) -> float:
     """The median of some runs, in ms, each on a history of the same length."""
 
     async def forget_the_run() -> None:
         await keeper.pop()
         await keeper.pop()
 
-    return await _median_of(each, lambda: keeper.run(agent, QUESTION), forget_the_run)
+    return await _median_of(each, lambda: keeper.run(agent, QUESTION), forget_the_run, spent)
 
 
 async def _median_of(
     each: int,
     run: Callable[[], Awaitable[Any]],
     after: Callable[[], Awaitable[None]] | None = None,
+    spent: list[float] | None = None,
 ) -> float:
     took = []
     for _ in range(each):
-        began = perf_counter()
+        began, worked = perf_counter(), process_time()
         await run()
         took.append((perf_counter() - began) * 1000)
+        if spent is not None:
+            spent.append((process_time() - worked) * 1000)
         if after is not None:
             await after()
     return median(took)

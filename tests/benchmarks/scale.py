@@ -78,7 +78,10 @@ async def many_sessions(folder: Path, quick: bool) -> list[Row]:
 
 
 async def _in_a_process(number: int) -> dict[str, float]:
-    return json.loads(await _python("-m", "tests.benchmarks.many", str(number)))
+    counted: dict[str, float] = json.loads(
+        await _python("-m", "tests.benchmarks.many", str(number))
+    )
+    return counted
 
 
 async def importing(folder: Path, quick: bool) -> list[Row]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from .contenders import (
@@ -18,7 +18,7 @@ from .contenders import (
     SDKSQLite,
     missing_package,
 )
-from .measuring import Row, Target, in_turns, ratios
+from .measuring import Row, Target, in_turns, processor_times, ratios
 from .subjects import history, null_agent, one_turn
 
 
@@ -27,6 +27,7 @@ async def runs_at_once(folder: Path, quick: bool) -> list[Row]:
     sessions, each, rounds = (64, 2, 3) if quick else (64, 6, 9)
     agent = null_agent()
     slowest: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
 
     async def runs(contender: Contender, number: int) -> float:
         took: list[float] = []
@@ -38,12 +39,14 @@ async def runs_at_once(folder: Path, quick: bool) -> list[Row]:
                 took.append(perf_counter() - began)
 
         keepers = [contender.keeper(f"{number}-{at}") for at in range(sessions)]
-        began = perf_counter()
+        began, worked = perf_counter(), process_time()
         await asyncio.gather(*map(converse, keepers))
-        seconds = perf_counter() - began
+        seconds, work = perf_counter() - began, process_time() - worked
         if number >= 0:
             took.sort()
             slowest.setdefault(contender.name, []).append(took[int(len(took) * 0.99)] * 1000)
+            spent = processor.setdefault(contender.name, [])
+            spent.append(work * 1000 / (sessions * each))
         return sessions * each / seconds
 
     async with AsyncExitStack() as stack:
@@ -57,6 +60,7 @@ async def runs_at_once(folder: Path, quick: bool) -> list[Row]:
             figures,
             ratios(figures),
             Target("at least", 2),
+            notes=[processor_times(processor)],
             drawn=True,
         ),
         Row(
