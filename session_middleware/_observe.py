@@ -7,17 +7,19 @@ class, its extra methods, and the signatures of the ones that are watched.
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Sized
 from contextlib import AbstractContextManager
 from typing import Any
 
 import wrapt
 
-from session_middleware import _run, _sdk
+from session_middleware import _run, _sdk, history
 from session_middleware._account import Account
 from session_middleware._options import Options
 from session_middleware._sdk import RunCall
 from session_middleware.hooks import SessionRunHooks
-from session_middleware.telemetry import TurnTelemetry
+from session_middleware.telemetry import TurnTelemetry, log
 
 OPERATIONS = {
     "get_items": "search_memory",
@@ -38,26 +40,59 @@ class ObservedSession(wrapt.BaseObjectProxy[Any]):
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
         if name in OPERATIONS and callable(value):
-            return wrapt.FunctionWrapper(value, self._self_watched)
+            return wrapt.FunctionWrapper(value, functools.partial(self._self_watched, name))
         return value
 
-    async def _self_watched(self, method: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        name = method.__name__
-        with self._self_telemetry.operation(OPERATIONS[name]) as operation:
-            result = await method(*args, **kwargs)
-            if name == "add_items":
-                operation.count = len(args[0] if args else kwargs.get("items", ()))
-                self._self_stored += operation.count
-            elif name == "get_items":
-                operation.count = len(result)
-                self._self_telemetry.history(len(result), None, None)
+    async def _self_watched(
+        self, name: str, method: Any, instance: Any, args: Any, kwargs: Any
+    ) -> Any:
+        telemetry = self._self_telemetry
+        try:
+            with telemetry.operation(OPERATIONS[name]) as operation:
+                if name == "add_items":
+                    operation.count = _count(args[0] if args else kwargs.get("items"))
+                result = await method(*args, **kwargs)
+                if name == "get_items":
+                    operation.count = _count(result)
+        except Exception as error:
+            failed = "load_failed" if name == "get_items" else "save_failed"
+            telemetry.event(failed, error_type=type(error).__name__)
+            raise
+        if name == "get_items":
+            self._self_loaded(result)
+        elif name == "add_items":
+            self._self_saved(operation.count)
         return result
+
+    def _self_loaded(self, items: Any) -> None:
+        telemetry, texts = self._self_telemetry, None
+        if telemetry.recording and isinstance(items, list):
+            try:
+                texts = [history.text_of(item) for item in items]
+            except Exception as error:  # what they keep is their affair, and the SDK's
+                log.swallowed("history", error)
+        if texts is None:
+            telemetry.history(_count(items), None, None)
+        else:
+            size = sum(len(text.encode()) for text in texts)
+            telemetry.history(len(items), size, history.digest_of_texts(texts))
+
+    def _self_saved(self, count: int) -> None:
+        self._self_stored += count
+        self._self_telemetry.event("items_saved", count=count)
+        trace = _sdk.trace_here()
+        if trace is not None:
+            self._self_telemetry.sdk_trace(*trace)
 
     def __copy__(self) -> Any:
         return ObservedSession(copy.copy(self.__wrapped__), self._self_telemetry)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return ObservedSession(copy.deepcopy(self.__wrapped__, memo), self._self_telemetry)
+
+
+def _count(items: Any) -> int:
+    return len(items) if isinstance(items, Sized) else 0
 
 
 class _ObservedRun:
@@ -135,9 +170,11 @@ def is_observed(session: Any) -> bool:
 def carry_out(session: Any, call: RunCall, options: Options) -> Any:
     """Make a Runner call that brings its own session, and watch it."""
     try:
-        session_id = str(session.session_id)
-    except Exception:  # some sessions have no id before their first use: nothing to group by
-        return call.go()
+        session_id = session.session_id
+    except Exception:  # some sessions have no id before their first use
+        session_id = None
+    if not isinstance(session_id, str) or not session_id:
+        return call.go()  # there is nothing to group by
     telemetry = TurnTelemetry(
         options.telemetry,
         name=call.workflow_name,
@@ -146,5 +183,6 @@ def carry_out(session: Any, call: RunCall, options: Options) -> Any:
         streaming=call.method == "run_streamed",
     )
     telemetry.start()
+    telemetry.event("turn_started", name=call.workflow_name)
     one = _ObservedRun(call, ObservedSession(session, telemetry), telemetry)
     return _run.carry_out(one, lambda: one, call.method)

@@ -102,15 +102,17 @@ class Run:
     async def pop_item(self) -> Item | None:
         """Remove and return the newest item of the session."""
         await self._begin()
-        with self.turn.in_force(self):
-            return await self.turn.store.pop_item(self.session_id)
+        with self.turn.in_force(self), self.turn.telemetry.operation("delete_memory") as operation:
+            item = await self.turn.store.pop_item(self.session_id)
+            operation.count = 0 if item is None else 1
+        return item
 
     async def clear_session(self) -> None:
         """Forget the session's items; the turn goes on."""
         await self._begin()
         memory = self.turn.options.memory
         assert memory is not None  # noqa: S101 - a turn has one
-        with self.turn.in_force(self):
+        with self.turn.in_force(self), self.turn.telemetry.operation("delete_memory"):
             await memory.clear_session(self.session_id)
 
     # --- its life --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from session_middleware import _background, _line, _loading
@@ -29,6 +29,7 @@ from session_middleware.errors import (
 from session_middleware.memory import (
     Item,
     Lease,
+    SupportsLookUp,
     SupportsRunEnds,
     SupportsTurns,
     Taken,
@@ -201,6 +202,7 @@ class Turn:
             patience = None
         began = time.monotonic()
         try:
+            await self._look_up()
             await _line.enter(self._place, self, reject=reject, patience=patience)
         except SessionBusy as busy:
             self.telemetry.contended(busy.turn)
@@ -216,15 +218,25 @@ class Turn:
             raise
         self.telemetry.taken(self.number or 0, time.monotonic() - began)
 
-    async def _lease(self, began: float, reject: bool, patience: float | None) -> Taken:
-        """Ask the memory for the session until it is free, with growing pauses."""
-        request = TakeTurn(
+    def _request(self) -> TakeTurn:
+        return TakeTurn(
             self.session_id,
             self.started_at,
             idempotency_key=self.idempotency_key,
             input_digest=self._input_digest,
             resume=self._resume,
         )
+
+    async def _look_up(self) -> None:
+        """Refuse at once what was done before, instead of after waiting for another turn."""
+        repeats = self.idempotency_key is not None or self._resume is not None
+        if repeats and _line.is_held(self._place) and isinstance(self.store, SupportsLookUp):
+            with suppress(MemoryUnavailable):  # taking the session will say so
+                await self.store.look_up(self._request())
+
+    async def _lease(self, began: float, reject: bool, patience: float | None) -> Taken:
+        """Ask the memory for the session until it is free, with growing pauses."""
+        request = self._request()
         contended = False
         while True:
             try:
@@ -411,7 +423,7 @@ class Turn:
         finally:
             _line.leave(self._place, self)
             self.telemetry.end(
-                record.state if failure is None else "failed",
+                record.state if failure is None else _outcome_without_record(failure),
                 self._error or failure,
                 new_items=self.account.stored,
                 usage=record.usage,
@@ -434,6 +446,11 @@ class Turn:
             if self.idempotency_key is not None and self.options.on_unavailable == "raise":
                 raise
             self.telemetry.event("save_failed", error_type=type(error.__cause__ or error).__name__)
+
+
+def _outcome_without_record(failure: BaseException) -> TurnState:
+    """What became of a turn whose end could not be written."""
+    return "abandoned" if isinstance(failure, TurnLost) else "failed"
 
 
 def turn_here() -> Turn | None:

@@ -6,14 +6,11 @@ calls in order. Theirs may raise, as without us; ours never break a run.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from session_middleware import _sdk
 from session_middleware._turn import turn_here
-from session_middleware.telemetry import TurnTelemetry
-
-_log = logging.getLogger("session_middleware")
+from session_middleware.telemetry import TurnTelemetry, log
 
 
 class SessionRunHooks(_sdk.RunHooks[Any]):
@@ -90,5 +87,5 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
             elif turn is not None:
                 turn.traced(_sdk.trace_here())
                 turn.telemetry.reported(kind, **fields)
-        except Exception:
-            _log.debug("a session hook failed", exc_info=True)
+        except Exception as error:
+            log.swallowed("hooks", error)

@@ -209,11 +209,16 @@ class TurnTelemetry:
         self._root.set({names.HISTORY_REPAIRS_DONE: repairs})
 
     def trace_metadata(self) -> dict[str, str]:
-        """What the SDK trace's metadata gets: session_id, and the OpenTelemetry trace id.
+        """What the SDK trace's metadata gets: session_id, turn, and the OpenTelemetry trace id.
 
-        The id is ``emitted_id``; either is left out where there is none.
+        The id is ``emitted_id``; each is left out where there is none, as the turn's number is
+        while a streamed run has still to take its session.
         """
-        metadata = {"session_id": self.emitted_id, "otel_trace_id": self.otel_trace_id}
+        metadata = {
+            "session_id": self.emitted_id,
+            "turn": None if self._turn is None else str(self._turn),
+            "otel_trace_id": self.otel_trace_id,
+        }
         return {key: value for key, value in metadata.items() if value is not None}
 
     @_never_raises

@@ -9,6 +9,7 @@ import pytest
 import structlog
 from opentelemetry.context import Context, get_current
 
+from session_middleware import with_session_memory
 from session_middleware.telemetry import Telemetry, TurnTelemetry
 
 
@@ -35,6 +36,17 @@ def make_turn(otel: Any) -> Callable[..., TurnTelemetry]:
         return TurnTelemetry(settings, name, session_id, backend, networked, streaming)
 
     return make
+
+
+@pytest.fixture
+def remember(memory: Any, otel: Any) -> Callable[..., Any]:
+    """The decorator over one memory, with its telemetry in ``otel``."""
+
+    def decorate(function: Any, **telemetry: Any) -> Any:
+        settings = Telemetry(otel.tracer_provider, otel.meter_provider, **telemetry)
+        return with_session_memory(function, memory=memory, telemetry=settings)
+
+    return decorate
 
 
 @pytest.fixture

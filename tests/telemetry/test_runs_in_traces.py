@@ -12,21 +12,7 @@ from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode, format_trace_id, get_current_span
 from scripted import assistant, call, local_agent, scripted_agent
 
-from session_middleware import with_session_memory
-from session_middleware.telemetry import Telemetry
-
 Middleware = Callable[..., Any]
-
-
-@pytest.fixture
-def remember(memory: Any, otel: Any) -> Middleware:
-    """The decorator over one memory, with its telemetry in ``otel``."""
-
-    def decorate(function: Any, **telemetry: Any) -> Any:
-        settings = Telemetry(otel.tracer_provider, otel.meter_provider, **telemetry)
-        return with_session_memory(function, memory=memory, telemetry=settings)
-
-    return decorate
 
 
 def tree(otel: Any) -> dict[str, list[str]]:
@@ -54,7 +40,11 @@ async def test_a_run_is_one_trace_with_its_load_and_its_saves(
     (sdk_trace,) = sdk_traces.started
     trace_id = format_trace_id(otel.span(root).context.trace_id)
     assert sdk_trace["group_id"] == "alice"
-    assert sdk_trace["metadata"] == {"session_id": "alice", "otel_trace_id": trace_id}
+    assert sdk_trace["metadata"] == {
+        "session_id": "alice",
+        "turn": "1",
+        "otel_trace_id": trace_id,
+    }
     attributes = otel.span(root).attributes
     assert attributes["session_middleware.sdk_trace_id"] == sdk_trace["id"]
     assert attributes["session_middleware.turn"] == 1

@@ -129,7 +129,10 @@ def test_the_turn_hangs_under_the_span_that_is_current_when_it_starts(
     assert parent_of(otel.span("session_turn chat")) == request.get_span_context().span_id
     trace_id = trace.format_trace_id(request.get_span_context().trace_id)
     assert turn.otel_trace_id == trace_id
-    assert turn.trace_metadata() == {"session_id": "user_alice", "otel_trace_id": trace_id}
+    known = {"session_id": "user_alice", "otel_trace_id": trace_id}
+    assert turn.trace_metadata() == known
+    turn.taken(3, 0.0)
+    assert turn.trace_metadata() == {**known, "turn": "3"}
 
 
 def test_further_sdk_traces_of_a_turn_are_events(make_turn: MakeTurn, otel: Any) -> None:
