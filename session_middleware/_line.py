@@ -94,6 +94,11 @@ def _check_no_circle(place: Place, turn: InLine, holder: InLine) -> None:
             ahead.extend(held_by for _, held_by in _waits_for(other))
 
 
+def is_held(place: Place) -> bool:
+    """Whether a turn of this process holds the session, so that another one would wait."""
+    return place in _lines
+
+
 async def enter(place: Place, turn: InLine, *, reject: bool, patience: float | None) -> None:
     """Wait until it is this turn's time; ``leave`` must follow.
 

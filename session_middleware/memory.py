@@ -29,6 +29,7 @@ __all__ = [
     "Loaded",
     "RunState",
     "SessionMemory",
+    "SupportsLookUp",
     "SupportsRunEnds",
     "SupportsTurns",
     "TakeTurn",
@@ -344,6 +345,15 @@ class SupportsRunEnds(Protocol):
 
     async def end_run(self, lease: Lease, run: int) -> None:
         """That run of the turn stores nothing more."""
+        ...
+
+
+@runtime_checkable
+class SupportsLookUp(Protocol):
+    """A memory that can say that work was done before while another turn holds the session."""
+
+    async def look_up(self, request: TakeTurn) -> None:
+        """Raise what points 1 and 2 of ``SupportsTurns.take_turn`` would; take nothing."""
         ...
 
 

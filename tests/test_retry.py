@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,22 @@ async def test_a_key_whose_turn_is_done(each_memory: Any, method: str) -> None:
     assert len(model_of(agent).calls) == 1
     assert await stored(each_memory) == "U A"
     assert await states(each_memory) == ["completed"]
+
+
+@pytest.mark.parametrize("on_busy", ["wait", "reject"])
+async def test_a_key_whose_turn_is_done_while_another_goes_on(
+    each_memory: Any, on_busy: Any
+) -> None:
+    """What was done before is told at once: there is nothing to wait for, or to try later."""
+    pay = with_session_memory(Runner.run, memory=each_memory, on_busy=on_busy)
+    await pay(local_agent(), "Pay", session_id="s", idempotency_key="k")
+    async with session_scope("s", memory=each_memory):
+        with pytest.raises(DuplicateTurn) as raised:
+            # In a context of its own, or it would be a part of this turn.
+            await contextvars.Context().run(
+                asyncio.create_task, pay(local_agent(), "Pay", session_id="s", idempotency_key="k")
+            )
+        assert (raised.value.turn, letters(raised.value.items)) == (1, "U A")
 
 
 async def test_a_key_whose_turn_is_done_in_every_shape(each_memory: Any) -> None:

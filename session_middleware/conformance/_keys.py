@@ -7,14 +7,15 @@ from typing import Any
 
 from session_middleware.conformance._histories import given_a_memory
 from session_middleware.conformance._items import assistant, call, output, user
-from session_middleware.conformance._turns import TurnFactory, end, one_turn, refused, take
+from session_middleware.conformance._turns import TurnFactory, end, now, one_turn, refused, take
 from session_middleware.errors import (
     DuplicateTurn,
     IdempotencyConflict,
     SessionBusy,
     TurnInProgress,
+    WrongSession,
 )
-from session_middleware.memory import CarriedRun, Taken, TurnState
+from session_middleware.memory import CarriedRun, Taken, TakeTurn, TurnState
 
 
 class KeysConformance(TurnFactory):
@@ -147,6 +148,34 @@ class KeysConformance(TurnFactory):
         assert (await memory.turns("s"))[1].state == "failed"
         await end(memory, held)
         assert len((await take(memory, idempotency_key="k")).carried) == 1
+
+    @given_a_memory
+    async def test_what_was_done_can_be_looked_up(self, memory: Any) -> None:
+        """A memory that can be asked says it while another turn holds the session."""
+        look_up = getattr(memory, "look_up", None)
+        if look_up is None:
+            return
+        await end(memory, await take(memory, idempotency_key="k", input_digest="d"))
+        await end(memory, await take(memory, idempotency_key="bad"), "failed")
+        await end(memory, await take(memory), "awaiting_approval", park=("p",))
+        await end(memory, await take(memory, resume="p"))
+        held = await take(memory, idempotency_key="now")
+        asked = now()
+        for error, request in (
+            (DuplicateTurn, TakeTurn("s", asked, idempotency_key="k")),
+            (DuplicateTurn, TakeTurn("s", asked, resume="p")),
+            (IdempotencyConflict, TakeTurn("s", asked, idempotency_key="k", input_digest="x")),
+            (TurnInProgress, TakeTurn("s", asked, idempotency_key="now")),
+            (WrongSession, TakeTurn("other", asked, resume="p")),
+        ):
+            await refused(error, look_up(request))
+        for request in (
+            TakeTurn("s", asked, idempotency_key="bad"),
+            TakeTurn("s", asked, idempotency_key="new"),
+            TakeTurn("nobody", asked, idempotency_key="k"),
+        ):
+            await look_up(request)
+        await end(memory, held)
 
     @given_a_memory
     async def test_of_many_with_one_key_one_runs(self, memory: Any) -> None:

@@ -103,9 +103,7 @@ class Ledger:
 
         ``first`` is the least number that a new turn may get.
         """
-        session = self._sessions.get(request.session_id) or _Session()
-        resumed = self._resumed(request, session)
-        earlier = None if resumed is not None else self._earlier_attempt(request, session)
+        session, resumed, earlier = self.look_up(request)
         if session.token is not None:
             raise SessionBusy(
                 f"turn {session.leased} holds session {request.session_id!r}: wait for it, or "
@@ -137,6 +135,13 @@ class Ledger:
             resumed=resumed is not None,
             carried=() if resumed is not None else tuple(_carried(turn)),
         )
+
+    def look_up(self, request: TakeTurn) -> tuple[_Session, _Turn | None, _Turn | None]:
+        """The session, the parked turn the request continues, and the one that it retries."""
+        session = self._sessions.get(request.session_id) or _Session()
+        resumed = self._resumed(request, session)
+        earlier = None if resumed is not None else self._earlier_attempt(request, session)
+        return session, resumed, earlier
 
     def _resumed(self, request: TakeTurn, session: _Session) -> _Turn | None:
         """The parked turn that this request continues, if it names one."""

@@ -106,13 +106,7 @@ class _Session:
 def take(connection: sqlite3.Connection, request: TakeTurn, lease: float) -> tuple[Taken, int]:
     """Take the session for ``lease`` seconds; also returns the key of its row."""
     now = time.time()
-    session = _Session.read(connection, request.session_id)
-    if session is None:
-        session = _Session(0, None, 0, 0.0, 0.0, 0)
-    resumed = _parked_turn(connection, request, session)
-    earlier = None
-    if resumed is None:
-        earlier = _earlier_attempt(connection, request, session, now)
+    session, resumed, earlier = look_up(connection, request, now)
     if session.is_held(now):
         since = _started(connection, session)
         until = datetime.fromtimestamp(session.until, UTC)
@@ -154,6 +148,20 @@ def take(connection: sqlite3.Connection, request: TakeTurn, lease: float) -> tup
         carried=() if resumed is not None else _carried(connection, key, turn, runs),
     )
     return taken, key
+
+
+def look_up(
+    connection: sqlite3.Connection, request: TakeTurn, now: float | None = None
+) -> tuple[_Session, int | None, int | None]:
+    """The session, the parked turn that the request continues, and the one that it retries."""
+    session = _Session.read(connection, request.session_id)
+    if session is None:
+        session = _Session(0, None, 0, 0.0, 0.0, 0)
+    resumed = _parked_turn(connection, request, session)
+    earlier = None
+    if resumed is None:
+        earlier = _earlier_attempt(connection, request, session, now or time.time())
+    return session, resumed, earlier
 
 
 def _parked_turn(

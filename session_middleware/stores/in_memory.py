@@ -74,6 +74,12 @@ class InMemorySessionMemory(TurnMemory):
         with self._open() as ledger:
             return ledger.take(request)
 
+    async def look_up(self, request: TakeTurn) -> None:
+        """Raise what taking the session would, if the request's work was done before."""
+        check_session_id(request.session_id)
+        with self._open() as ledger:
+            ledger.look_up(request)
+
     async def load_turns(
         self,
         session_id: str,

@@ -124,6 +124,11 @@ class SQLiteSessionMemory(TurnMemory):
         with suppress(SessionMemoryError):  # otherwise the lease ends by itself
             await self.end_turn(taken.lease, end)
 
+    async def look_up(self, request: TakeTurn) -> None:
+        """Raise what taking the session would, if the request's work was done before."""
+        check_session_id(request.session_id)
+        await self._read(partial(taking.look_up, request=request))
+
     async def load_turns(
         self,
         session_id: str,
