@@ -13,7 +13,7 @@ from harness import WatchedSQLite
 from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode, format_trace_id, get_current_span
 from scripted import assistant, call, local_agent, scripted_agent
-from stored import METHODS, carried_out, tool
+from stored import METHODS, carried_out, tool, until
 
 from session_middleware import (
     InMemorySessionMemory,
@@ -357,9 +357,7 @@ async def test_inside_an_opentelemetry_span(
     decoration = {"telemetry": telemetry}
     tracer = otel.tracer_provider.get_tracer("app")
     with tracer.start_as_current_span("request") as request:
-        await carried_out(
-            method, local_agent(), "Hi", each_memory, decoration={"telemetry": telemetry}
-        )
+        await carried_out(method, local_agent(), "Hi", each_memory, decoration=decoration)
         assert get_current_span() is request
     (root,) = roots(otel)
     assert root.parent.span_id == request.get_span_context().span_id
@@ -373,9 +371,7 @@ async def test_inside_a_trace_of_the_sdk(
     """The outer trace stays as it was; a span in it carries the session and the turn's trace."""
     decoration = {"telemetry": telemetry}
     with trace("Conversation", group_id="thread-1"):
-        await carried_out(
-            method, local_agent(), "Hi", each_memory, decoration={"telemetry": telemetry}
-        )
+        await carried_out(method, local_agent(), "Hi", each_memory, decoration=decoration)
     (root,) = roots(otel)
     (started,) = sdk_traces.started
     assert (started["group_id"], started["metadata"]) == ("thread-1", None)
