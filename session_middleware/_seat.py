@@ -47,13 +47,17 @@ class Seat:
     async def leave(self, error: BaseException | None = None) -> None:
         """Leave the turn; the last one to leave ends it, and hears of what went wrong then."""
         turn = self.turn
-        if not turn.left(error, owner=self._owner):
-            if error is None:
-                turn.complain_of_expiry()
-            return
+        last = turn.left(error, owner=self._owner)
         loop_is_gone = self._loop is not None and self._loop.is_closed()
         if isinstance(error, GeneratorExit) or loop_is_gone:  # closed coroutines must not await
-            _background.submit(turn.end_quietly())
+            if last:
+                _background.submit(turn.end_quietly())
+            return
+        if not last:
+            if turn.expiry is not None:
+                await _background.finish(asyncio.wrap_future(turn.expiry))
+            if error is None:
+                turn.complain_of_expiry()
             return
         ending, cancelled = await _background.settle(turn.end())
         if error is None:
@@ -66,7 +70,10 @@ class Seat:
         turn = self.turn
         if turn.left(error, owner=self._owner):
             _background.wait(turn.end() if error is None else turn.end_quietly())
-        elif error is None:
+            return
+        if turn.expiry is not None:
+            turn.expiry.result()
+        if error is None:
             turn.complain_of_expiry()
 
     def leave_soon(self, error: BaseException | None = None) -> None:

@@ -53,6 +53,9 @@ class Turn:
         input_digest: of the new input, where it is known before the run.
         resume: the identity of the parked run that this turn goes on with.
         streaming: it is made for a streamed run.
+
+    Attributes:
+        expiry: done when the session was let go because the turn's time was over.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Turn:
         self._taking: Future[None] | None = None
         self._error: BaseException | None = None
         self._told: BaseException | None = None
-        self._expired = False
+        self.expiry: Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -163,7 +166,7 @@ class Turn:
 
     def complain_of_expiry(self) -> None:
         """Tell who would report success that the turn had lost its session by then."""
-        if self._expired:
+        if self.expiry is not None:
             raise TurnLost(f"{self._error}; what it stored until then is kept: start a new turn")
 
     def complain_of_lateness(self) -> None:
@@ -171,7 +174,7 @@ class Turn:
 
         It would begin a new turn, as if nothing had happened.
         """
-        if self._expired and self._seats > 0:
+        if self.expiry is not None and self._seats > 0:
             raise TurnLost(f"{self._error}: what is still part of it can store nothing more")
 
     # --- take ------------------------------------------------------------------------------
@@ -280,9 +283,13 @@ class Turn:
         with self._lock:
             if self._over:
                 return
-            self._over = self._expired = True
+            self._over = True
+            self.expiry = Future()
             self._error = TimeoutError(f"the turn took longer than {self.options.turn_timeout} s")
-        await self.end_quietly()
+        try:
+            await self.end_quietly()
+        finally:
+            self.expiry.set_result(None)
 
     async def resume(self, identity: str) -> bool:
         """Go on with a parked turn from within this one, which ends if it had not begun.
@@ -363,7 +370,7 @@ class Turn:
         lease = self.lease
         if lease is None:
             return
-        if self._expired:
+        if self.expiry is not None:
             raise TurnLost(f"{self._error}; nothing was written: start a new turn")
         with self.telemetry.operation("create_memory") as operation:
             operation.count = len(items)
