@@ -28,6 +28,7 @@ from session_middleware import (
     TurnInProgress,
     TurnLost,
     install,
+    last_turns,
     with_session_memory,
 )
 
@@ -151,7 +152,7 @@ def prefork(path: str, workers: str, turns: str, session: str) -> None:
 
     ``session`` is "shared" by all workers, or each has its "own".
     """
-    install(memory=SQLiteSessionMemory(path), wait_timeout=PATIENCE)
+    install(memory=SQLiteSessionMemory(path), wait_timeout=PATIENCE, window=last_turns(5))
     asyncio.run(Runner.run(noting_agent([]), "warm up", session_id="warm"))  # type: ignore[call-arg]
     children = []
     for worker in range(int(workers)):
@@ -295,6 +296,8 @@ def serve() -> tuple[str, list[str]]:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # A shell starts what it runs in the background with this ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             speaking = os.open(pipe, os.O_WRONLY)
             for stream in (1, 2):
                 os.dup2(speaking, stream)

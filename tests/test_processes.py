@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import sqlite3
@@ -36,6 +35,11 @@ class Script:
         self.pid = int(server.stdout.readline())
         self._said = pipe.open()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was read to its end."""
+        return self._said.closed
+
     def wait_for(self, line: str) -> None:
         """Wait until it says this, and nothing else."""
         said = self._said.readline()
@@ -47,14 +51,15 @@ class Script:
 
     def end(self) -> tuple[list[str], float]:
         """The same, and the seconds from there to the end of the process."""
-        with self._said:
-            lines = []
-            while (line := self._said.readline()) not in ("finished\n", ""):
-                lines.append(line.rstrip("\n"))
-            finished = time.monotonic()
-            assert line == "finished\n", "\n".join(lines)
-            assert self._said.read() == ""  # up to the end of the process
-            return lines, time.monotonic() - finished
+        lines = []
+        while (line := self._said.readline()) not in ("finished\n", ""):
+            lines.append(line.rstrip("\n"))
+        finished = time.monotonic()
+        rest = self._said.read()  # up to the end of the process
+        seconds = time.monotonic() - finished
+        self._said.close()
+        assert (line, rest) == ("finished\n", ""), "\n".join([*lines, rest])
+        return lines, seconds
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -77,10 +82,18 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def start(server: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Script]:
-    """Start a function of processes.py, by its name."""
-    numbers = itertools.count(1)
-    return lambda *what: Script(server, tmp_path / f"pipe{next(numbers)}", *what)
+def start(server: subprocess.Popen[str], tmp_path: Path) -> Iterator[Callable[..., Script]]:
+    """Start a function of processes.py, by its name; what a failed test leaves is killed."""
+    started: list[Script] = []
+
+    def begin(*what: object) -> Script:
+        started.append(Script(server, tmp_path / f"pipe{len(started)}", *what))
+        return started[-1]
+
+    yield begin
+    for script in started:
+        if not script.ended:
+            script.kill()
 
 
 def look(path: Path, session_id: str = "s") -> list[dict[str, Any]]:
