@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Sized
 from contextlib import AbstractContextManager
 from typing import Any
@@ -26,6 +27,7 @@ OPERATIONS = {
     "add_items": "create_memory",
     "pop_item": "delete_memory",
     "clear_session": "delete_memory",
+    "run_compaction": "update_memory",
 }
 
 
@@ -51,7 +53,9 @@ class ObservedSession(wrapt.BaseObjectProxy[Any]):
             with telemetry.operation(OPERATIONS[name]) as operation:
                 if name == "add_items":
                     operation.count = _count(args[0] if args else kwargs.get("items"))
-                result = await method(*args, **kwargs)
+                result = method(*args, **kwargs)
+                if inspect.isawaitable(result):  # the SDK takes plain methods too
+                    result = await result
                 if name == "get_items":
                     operation.count = _count(result)
         except Exception as error:
