@@ -235,7 +235,7 @@ class Run:
 
 def seat_for(session_id: str, options: Options, call: RunCall, key: str | None) -> Seat:
     """A seat for a call in the turn in force, if it is of that session, else in a new one."""
-    return Seat.here(session_id, options) or Seat.of_new(
+    return Seat.here(session_id, options, key) or Seat.of_new(
         Turn(
             session_id,
             options,

@@ -11,6 +11,7 @@ import asyncio
 from session_middleware import _background
 from session_middleware._options import Options
 from session_middleware._turn import Turn, turn_here
+from session_middleware.errors import InvalidOption
 
 
 class Seat:
@@ -28,16 +29,23 @@ class Seat:
         return cls(turn, owner=True)
 
     @classmethod
-    def here(cls, session_id: str, options: Options) -> Seat | None:
+    def here(cls, session_id: str, options: Options, key: str | None) -> Seat | None:
         """A seat in the turn in force here, if it is of that session and goes on; else None.
 
         Raises:
+            InvalidOption: the call has an idempotency key, and the turn it is part of another.
             TurnLost: its time is over, and what it was made for goes on all the same.
         """
         turn = turn_here()
         identity = options.turns.identity
         for candidate in () if turn is None else (turn, *turn.held_with()):
             if candidate.session_id == session_id and candidate.memory_identity == identity:
+                if key not in (None, candidate.idempotency_key) and not candidate.is_over:
+                    raise InvalidOption(
+                        f"idempotency_key={key!r:.60} is given to a part of turn "
+                        f"{candidate.number or '(starting)'} of session {session_id!r}, and is "
+                        "the whole turn's: give it to the call or scope that the turn begins with"
+                    )
                 if candidate.enter(owner=False):
                     return cls(candidate, owner=False)
                 candidate.complain_of_lateness()

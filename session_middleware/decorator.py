@@ -19,7 +19,7 @@ from session_middleware._options import MemoryOption, Options, TurnOptions, disa
 from session_middleware._scope import current_scope
 from session_middleware._seat import Seat
 from session_middleware._turn import Turn
-from session_middleware.errors import InvalidOption, SessionIdRequired
+from session_middleware.errors import ConflictingMemory, InvalidOption, SessionIdRequired
 from session_middleware.memory import check_session_id
 from session_middleware.middleware import (
     MISSING,
@@ -236,7 +236,7 @@ class _Around:
     def _seat(self, session_id: Any, key: str | None, arguments: tuple[Any, ...]) -> Seat:
         """A seat in the scope's turn if it is of this session, else in a new one."""
         session_id = self._session_id(session_id)
-        seat = Seat.here(session_id, self.options)
+        seat = Seat.here(session_id, self.options, key)
         if seat is None:
             state = _sdk.find_state(arguments)
             seat = Seat.of_new(
@@ -274,6 +274,14 @@ class _AroundRunner(_Around):
         if self.options.memory is None or disabled():
             return wrapped(*args, **kwargs)
         call = _sdk.bind(self.method, wrapped, args, kwargs)
+        session = call.arguments.get("session")
+        if isinstance(session, _run.Run):
+            return call.go()  # decorated twice: the run has its session
+        if session is not None:
+            raise ConflictingMemory(
+                f"{self.source.name} was given a memory, and the call brings a session= of its "
+                "own: leave one out"
+            )
         if self.method == "run":
             return self._run(session_id, key, call)
         return self._carry_out(session_id, key, call)

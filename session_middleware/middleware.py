@@ -82,9 +82,11 @@ class _Intercepted:
 
     def _carry_out(self) -> Any:
         call = self.call
+        session = call.arguments.get("session")
+        if disabled() and isinstance(session, SessionView):
+            call.arguments["session"] = None
         if disabled() or self.session_id is None:
             return call.go()
-        session = call.arguments.get("session")
         if isinstance(session, _run.Run):
             return call.go()  # the inner call of a run that has its session
         if session is not None and not isinstance(session, SessionView):
@@ -330,7 +332,7 @@ class session_scope:  # noqa: N801 - used like a function
         if self._options.memory is None or disabled():
             return None
         ensure_intercepted(self)
-        return Seat.here(self.session_id, self._options) or Seat.of_new(
+        return Seat.here(self.session_id, self._options, self._key) or Seat.of_new(
             Turn(self.session_id, self._options, name="session_scope", idempotency_key=self._key)
         )
 

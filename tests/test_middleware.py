@@ -15,7 +15,7 @@ from agents import (
 )
 from agents.testing import ModelStep
 from scripted import assistant, call, local_agent, model_of, scripted_agent
-from stored import METHODS, carried_out, letters, run_by, states, stored, tool
+from stored import METHODS, carried_out, consumed, letters, run_by, states, stored, tool
 
 from session_middleware import (
     ConflictingMemory,
@@ -129,7 +129,7 @@ async def test_without_an_id_a_run_is_untouched_or_refused(each_memory: Any) -> 
 
 @both_ways
 async def test_switched_off(each_memory: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SESSION_MIDDLEWARE_DISABLED=1: session_id is accepted and ignored everywhere."""
+    """SESSION_MIDDLEWARE_DISABLED=1: ids and views are accepted and ignored everywhere."""
     monkeypatch.setenv("SESSION_MIDDLEWARE_DISABLED", "1")
     await carried_out(method, local_agent(), "Hi", each_memory)
     with installed(memory=each_memory):
@@ -137,6 +137,7 @@ async def test_switched_off(each_memory: Any, method: str, monkeypatch: pytest.M
     async with session_scope("s", memory=each_memory):
         await run_by(method, local_agent(), "Hi")
         assert current_session() is None
+    await run_by(method, local_agent(), "Hi", session=each_memory.session("s"))
     assert await each_memory.list_sessions() == []
 
 
@@ -268,6 +269,25 @@ async def test_a_history_has_one_owner(
     async with session_scope("s", memory=each_memory, on_busy="reject"):
         pass
     assert await stored(each_memory) == ""
+
+
+@both_ways
+async def test_a_session_besides_the_decorators_memory(each_memory: Any, method: str) -> None:
+    """A decorated Runner method does not put its memory in place of a session= of theirs."""
+    theirs = SQLiteSession("theirs")
+    with pytest.raises(ConflictingMemory, match="leave one out"):
+        await carried_out(method, local_agent(), "Hi", each_memory, session=theirs)
+    assert (await theirs.get_items(), await stored(each_memory)) == ([], "")
+    theirs.close()
+
+
+@both_ways
+async def test_decorated_twice(each_memory: Any, method: str) -> None:
+    """A Runner method that is decorated a second time still stores every item once."""
+    inner = with_session_memory(getattr(Runner, method), memory=each_memory)
+    made = with_session_memory(inner, memory=each_memory)(local_agent(), "Hi", session_id="s")
+    await (consumed(made) if method == "run_streamed" else made)
+    assert await stored(each_memory) == "U A"
 
 
 async def test_a_session_of_the_users(each_memory: Any) -> None:

@@ -28,6 +28,7 @@ from stored import (
 from session_middleware import (
     DuplicateTurn,
     IdempotencyConflict,
+    InvalidOption,
     TurnInProgress,
     session_scope,
     with_session_memory,
@@ -305,6 +306,27 @@ def charging(file: Path) -> Any:
         return "charged"
 
     return tool("charge", charge)
+
+
+async def test_a_key_in_the_middle_of_a_turn(each_memory: Any) -> None:
+    """A key belongs to a whole turn: a part of one that brings another is told so, not ignored."""
+
+    @with_session_memory(memory=each_memory)
+    async def part() -> str:
+        return "done"
+
+    async with session_scope("s", memory=each_memory):
+        with pytest.raises(InvalidOption, match="the call or scope that the turn begins with"):
+            await part(session_id="s", idempotency_key="k")
+        with pytest.raises(InvalidOption, match="part of turn 1"):
+            await run_by("run", local_agent(), "Hi", idempotency_key="k")
+        with pytest.raises(InvalidOption):
+            async with session_scope("s", memory=each_memory, idempotency_key="k"):
+                raise AssertionError
+        assert await part(session_id="other", idempotency_key="k") == "done"
+    async with session_scope("s", memory=each_memory, idempotency_key="k"):
+        assert await part(session_id="s", idempotency_key="k") == "done"
+        assert await part(session_id="s") == "done"
 
 
 @pytest.mark.parametrize("method", [*METHODS, "run_sync"])
