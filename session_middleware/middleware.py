@@ -331,10 +331,16 @@ class session_scope:  # noqa: N801 - used like a function
     def _enter(self) -> Seat | None:
         if self._options.memory is None or disabled():
             return None
-        ensure_intercepted(self)
-        return Seat.here(self.session_id, self._options, self._key) or Seat.of_new(
+        if self._seat is not None:
+            raise InvalidOption(
+                "this session_scope is entered already, and is one turn: make a new one for each "
+                "block"
+            )
+        seat = Seat.here(self.session_id, self._options, self._key) or Seat.of_new(
             Turn(self.session_id, self._options, name="session_scope", idempotency_key=self._key)
         )
+        ensure_intercepted(self)
+        return seat
 
     def _put_in_force(self, seat: Seat) -> None:
         self._seat = seat
@@ -359,9 +365,10 @@ class session_scope:  # noqa: N801 - used like a function
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._seat is not None:
+        seat, self._seat = self._seat, None
+        if seat is not None:
             self._withdraw()
-            await self._seat.leave(error)
+            await seat.leave(error)
 
     def __enter__(self) -> Self:
         seat = self._enter()
@@ -377,12 +384,13 @@ class session_scope:  # noqa: N801 - used like a function
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._seat is not None:
+        seat, self._seat = self._seat, None
+        if seat is not None:
             self._withdraw()
             if loop_is_running():
-                self._seat.leave_soon(error)
+                seat.leave_soon(error)
             else:
-                self._seat.leave_blocking(error)
+                seat.leave_blocking(error)
 
 
 def loop_is_running() -> bool:

@@ -14,6 +14,7 @@ from stored import METHODS, consumed, letters, run_by, states, stored
 
 from session_middleware import (
     ConflictingMemory,
+    InvalidOption,
     InvalidSessionId,
     SessionBusy,
     SessionIdRequired,
@@ -106,6 +107,19 @@ async def test_scope_ids(each_memory: Any) -> None:
         await Runner.run(local_agent(), "Hi", session_id="other")
         await Runner.run(local_agent(), "Hi", session_id=None)
     assert await each_memory.list_sessions() == ["other"]
+
+
+async def test_a_scope_object_is_one_turn_at_a_time(each_memory: Any) -> None:
+    """Entered once more while it is, a scope is refused; after its block it begins a new turn."""
+    scope = session_scope("s", memory=each_memory)
+    for turn in (1, 2):
+        async with scope:
+            with pytest.raises(InvalidOption, match="make a new one"):
+                async with scope:
+                    raise AssertionError
+            assert scope.turn == turn
+        assert (scope.turn, current_session()) == (None, None)
+    assert await states(each_memory) == ["completed"] * 2
 
 
 async def test_scopes_in_several_tasks_and_threads(each_memory: Any) -> None:
