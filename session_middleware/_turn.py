@@ -8,6 +8,7 @@ telemetry. How a function or a Runner method is called is no concern of it.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import threading
 import time
@@ -420,6 +421,8 @@ class Turn:
             durable=self.idempotency_key is not None,
             otel_trace_id=self.telemetry.otel_trace_id,
         )
+        if self.forgotten and record.error_type is None:  # it ended well, and is not all there
+            record = dataclasses.replace(record, error_type=type(self._told).__name__)
         failure: BaseException | None = None
         try:
             if self._taken is not None:

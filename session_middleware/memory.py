@@ -102,9 +102,10 @@ class TurnRecord:
             taken over) or replaced (retried by a later turn that took over what it had stored).
         started_at, ended_at: UTC, to the microsecond.
         agent: the name of the agent that spoke last.
-        error_type: the class name of what ended it, where it failed.
+        error_type: the class name of what ended it, where it failed; of a turn that completed,
+            of what kept its items from being stored, where that was to be forgotten.
         item_count: items stored under this turn.
-        runs: Runner runs made in it.
+        runs: Runner runs made in it, and writes of its own through the memory's methods.
         usage: tokens and requests, as far as the SDK reported them.
         output_text: the final output as text, where the turn completed.
         history_digest: which history the model saw, where that was recorded.

@@ -78,3 +78,5 @@ async def test_a_forgotten_run_stores_nothing_later() -> None:
     agent = scripted_agent(call("back"), assistant("done"), tools=[tool("back", back)])
     await carried_out("run", agent, "Hi", memory, decoration={"on_unavailable": "forget"})
     assert await stored(memory) == ""
+    (record,) = await memory.turns("s")
+    assert (record.state, record.error_type) == ("completed", "MemoryUnavailable")
