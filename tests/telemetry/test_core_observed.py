@@ -93,10 +93,15 @@ def looking_agent() -> Any:
     return scripted_agent(call("look"), assistant("done"), tools=[tool("look", lambda: "seen")])
 
 
-def facts(otel: Any) -> tuple[list[str], set[str], set[str]]:
-    """The names of all spans, the keys of the root, and the metrics."""
+def facts(otel: Any, backend: str) -> tuple[list[str], set[str], set[str]]:
+    """The names of all spans, the keys of the root, and the metrics of this kind of memory."""
     spans = sorted(otel.spans, key=lambda span: span.start_time)
-    return [span.name for span in spans], set(spans[0].attributes), set(otel.metrics)
+    metrics = {
+        name
+        for name, points in otel.metrics.items()
+        if any(point.attributes["session_middleware.backend"] == backend for point in points)
+    }
+    return [span.name for span in spans], set(spans[0].attributes), metrics
 
 
 def without_ids(items: list[Any]) -> list[Any]:
@@ -126,21 +131,23 @@ async def test_a_watched_run_shows_what_one_of_ours_shows(
     else:
         async for _ in made.stream_events():
             pass
-    names, keys, metrics = facts(otel)
+    names, keys, metrics = facts(otel, "sqlite")
     logged = [event["event"] for event in events]
     otel.exporter.clear()
     events.clear()
 
     with watching():
         await run_by(method, looking_agent(), "Look", session=theirs)
-    watched_names, watched_keys, watched_metrics = facts(otel)
+    watched_names, watched_keys, watched_metrics = facts(otel, "SQLiteSession")
     assert watched_names == names
+    # A session of theirs has no turns, and nobody waits for one.
     assert keys - watched_keys == {
-        "session_middleware.turn",  # a session of theirs has no turns, and nobody waits for one
+        "session_middleware.turn",
         "session_middleware.lock.wait_seconds",
     }
     assert watched_keys <= keys
-    assert watched_metrics == metrics
+    assert metrics - watched_metrics == {"session_middleware.lock.wait.duration"}
+    assert watched_metrics <= metrics
     assert [event["event"] for event in events] == logged
     assert sdk_traces.group_ids == ["theirs", "theirs"]
     (root,) = [span for span in otel.spans if span.parent is None]
