@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import random
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from session_middleware import _background, _line, _loading
+from session_middleware import _background, _leasing, _line, _loading
 from session_middleware._account import Account, LeftRun
 from session_middleware._options import Options
 from session_middleware._scope import Scope, current_scope, in_force
@@ -30,7 +29,6 @@ from session_middleware.errors import (
 from session_middleware.memory import (
     Item,
     Lease,
-    SupportsLookUp,
     SupportsRunEnds,
     SupportsTurns,
     Taken,
@@ -206,13 +204,14 @@ class Turn:
             patience = None
         began = time.monotonic()
         try:
-            await self._look_up()
+            if _line.is_held(self._place):
+                await _leasing.look_up(self.store, self._request())
             await _line.enter(self._place, self, reject=reject, patience=patience)
         except SessionBusy as busy:
             self.telemetry.contended(busy.turn)
             raise
         try:
-            self._holds(await self._lease(began, reject, patience))
+            self._holds(await self._lease(began, 0 if reject else patience))
         except MemoryUnavailable as error:
             if not self.forgets("load_failed", error):
                 _line.leave(self._place, self)
@@ -222,6 +221,11 @@ class Turn:
             raise
         self.telemetry.taken(self.number or 0, time.monotonic() - began)
 
+    async def _lease(self, began: float, patience: float | None) -> Taken:
+        return await _leasing.take(
+            self.store, self._request(), self.telemetry.contended, began=began, patience=patience
+        )
+
     def _request(self) -> TakeTurn:
         return TakeTurn(
             self.session_id,
@@ -230,43 +234,6 @@ class Turn:
             input_digest=self._input_digest,
             resume=self._resume,
         )
-
-    async def _look_up(self) -> None:
-        """Refuse at once what was done before, instead of after waiting for another turn."""
-        repeats = self.idempotency_key is not None or self._resume is not None
-        if repeats and _line.is_held(self._place) and isinstance(self.store, SupportsLookUp):
-            with suppress(MemoryUnavailable):  # taking the session will say so
-                await self.store.look_up(self._request())
-
-    async def _lease(self, began: float, reject: bool, patience: float | None) -> Taken:
-        """Ask the memory for the session until it is free, with growing pauses."""
-        request = self._request()
-        contended = False
-        while True:
-            try:
-                return await self._take_whole(request)
-            except SessionBusy as busy:
-                if not contended:
-                    contended = True
-                    self.telemetry.contended(busy.turn)
-                waited = time.monotonic() - began
-                if reject or (patience is not None and waited >= patience):
-                    raise
-                pause = min(0.5, max(0.005, waited / 8)) * random.uniform(0.5, 1.5)  # noqa: S311
-                await asyncio.sleep(pause if patience is None else min(pause, patience - waited))
-
-    async def _take_whole(self, request: TakeTurn) -> Taken:
-        """Take the session; cancelled meanwhile, give it back."""
-        taking, cancelled = await _background.settle(self.store.take_turn(request))
-        if cancelled is None:
-            return taking.result()
-        if taking.exception() is None:
-            taken, now = taking.result(), datetime.now(UTC)
-            end = TurnEnd("cancelled", now)
-            if taken.resumed and request.resume is not None:  # it waits as before
-                end = TurnEnd("awaiting_approval", now, park=(request.resume,))
-            await _background.settle(self.store.end_turn(taken.lease, end))
-        raise cancelled
 
     def _holds(self, taken: Taken) -> None:
         self.account.begin(taken.next_run, taken.carried)
@@ -313,7 +280,7 @@ class Turn:
         self._resume = identity
         self._taken = None
         began = time.monotonic()
-        self._holds(await self._lease(began, False, 2 * self.store.lease_seconds))
+        self._holds(await self._lease(began, 2 * self.store.lease_seconds))
         self.telemetry.taken(self.number or 0, time.monotonic() - began)
         return self._taken is not None and self._taken.resumed
 
