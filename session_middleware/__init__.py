@@ -38,6 +38,7 @@ from session_middleware.stores import open_memory
 if TYPE_CHECKING:
     from session_middleware.stores.in_memory import InMemorySessionMemory
     from session_middleware.stores.sqlite import SQLiteSessionMemory
+    from session_middleware.telemetry import SessionSpanProcessor as SessionSpanProcessor
 
 __all__ = [
     # put a session around runs
@@ -81,9 +82,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a store when it is first asked for."""
+    """Import a store, or what needs an extra, when it is first asked for."""
     if name in ("SQLiteSessionMemory", "InMemorySessionMemory"):
         from session_middleware import stores
 
         return getattr(stores, name)
+    if name == "SessionSpanProcessor":  # not in __all__: `import *` must work without the extra
+        from session_middleware.telemetry import SessionSpanProcessor
+
+        return SessionSpanProcessor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

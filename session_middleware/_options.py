@@ -17,7 +17,7 @@ from session_middleware.history import Window
 from session_middleware.memory import Item, SessionMemory, SupportsTurns
 from session_middleware.stores import shared
 from session_middleware.stores.flat import FlatTurns
-from session_middleware.telemetry import Telemetry
+from session_middleware.telemetry import Telemetry, TelemetrySettings
 
 DEFAULT_MEMORY = "agent_sessions.db"
 
@@ -36,7 +36,7 @@ class TurnOptions(TypedDict, total=False):
     on_failure: Literal["keep", "discard"]
     on_unavailable: Literal["raise", "forget"]
     on_departure: Literal["finish", "cancel"]
-    telemetry: Telemetry | None
+    telemetry: TelemetrySettings | Telemetry | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ __all__ = [
     "CarriedRun",
     "HeldTurn",
     "Item",
+    "Items",
     "Lease",
     "Loaded",
     "RunState",
@@ -47,6 +48,9 @@ __all__ = [
 
 Item: TypeAlias = dict[str, Any]
 """One Responses input item: a JSON object, exactly as the SDK hands it over."""
+
+Items: TypeAlias = list[Any]
+"""Items at the surface: plain dicts, or what the SDK calls TResponseInputItem; both type-check."""
 
 TurnState: TypeAlias = Literal[
     "running", "completed", "failed", "cancelled", "awaiting_approval", "abandoned", "replaced"
@@ -294,15 +298,15 @@ class SessionMemory(ABC):
     """
 
     @abstractmethod
-    async def load_session(self, session_id: str) -> list[Item]:
+    async def load_session(self, session_id: str) -> Items:
         """Return the whole history, oldest item first; an empty list for an unknown session."""
 
     @abstractmethod
-    async def save_session(self, session_id: str, conversation_history: list[Item]) -> None:
+    async def save_session(self, session_id: str, conversation_history: Items) -> None:
         """Replace the history by this one."""
 
     @abstractmethod
-    async def append_to_session(self, session_id: str, new_items: list[Item]) -> None:
+    async def append_to_session(self, session_id: str, new_items: Items) -> None:
         """Add items at the end of the history."""
 
     @abstractmethod

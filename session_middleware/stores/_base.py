@@ -20,6 +20,7 @@ from session_middleware.history import split
 from session_middleware.memory import (
     HeldTurn,
     Item,
+    Items,
     Lease,
     SessionMemory,
     TurnRecord,
@@ -238,11 +239,11 @@ class TurnMemory(SessionMemory):
         held = self._held(session_id)
         return None if held is None else held.lease
 
-    async def load_session(self, session_id: str) -> list[Item]:
+    async def load_session(self, session_id: str) -> Items:
         """Return the whole history, oldest item first; an empty list for an unknown session."""
         return await self.load_items(check_session_id(session_id))
 
-    async def save_session(self, session_id: str, conversation_history: list[Item]) -> None:
+    async def save_session(self, session_id: str, conversation_history: Items) -> None:
         """Replace the history by this one, split into turns.
 
         Each user message that follows an item of another kind begins a turn. Within the current
@@ -259,7 +260,7 @@ class TurnMemory(SessionMemory):
         if lease is None:
             tell_released(self.identity, session_id)
 
-    async def append_to_session(self, session_id: str, new_items: list[Item]) -> None:
+    async def append_to_session(self, session_id: str, new_items: Items) -> None:
         """Add items: within the current turn of this session, else as a turn of their own.
 
         Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from session_middleware.telemetry.log import add_trace_context
 from session_middleware.telemetry.operation import Operation
-from session_middleware.telemetry.settings import Telemetry
+from session_middleware.telemetry.settings import Telemetry, TelemetrySettings
 from session_middleware.telemetry.turn import TurnTelemetry
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "Operation",
     "SessionSpanProcessor",
     "Telemetry",
+    "TelemetrySettings",
     "TurnTelemetry",
     "add_trace_context",
 ]

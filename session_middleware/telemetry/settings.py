@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 from weakref import WeakSet
 
 from session_middleware.errors import InvalidOption
 from session_middleware.telemetry import log, names
 
 _failed_mappers: WeakSet[Callable[[str], str]] = WeakSet()
+
+
+class TelemetrySettings(TypedDict, total=False):
+    """The ``telemetry=`` option as a dict; ``Telemetry`` says what each entry means."""
+
+    tracer_provider: Any
+    meter_provider: Any
+    session_id: Callable[[str], str] | None
+    baggage: bool
 
 
 @dataclass(frozen=True, slots=True)

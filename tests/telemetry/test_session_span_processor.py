@@ -7,7 +7,8 @@ from typing import Any
 
 from opentelemetry.context import attach, detach, set_value
 
-from session_middleware.telemetry import SessionSpanProcessor, TurnTelemetry
+from session_middleware import SessionSpanProcessor
+from session_middleware.telemetry import TurnTelemetry
 
 KEYS = ("session.id", "gen_ai.conversation.id")
 

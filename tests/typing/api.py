@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
-from agents import Agent, Runner, RunResult, RunResultStreaming
+from agents import Agent, Runner, RunResult, RunResultStreaming, TResponseInputItem
 from agents.memory import Session
 
 from session_middleware import (
@@ -134,6 +134,8 @@ def middleware() -> None:
     uninstall()
     with installed(memory=memory, window=[last_items(50), token_budget(8000)]):
         pass
+    with installed(telemetry={"session_id": lambda session_id: session_id[:2], "baggage": True}):
+        pass
 
 
 # --- memories ------------------------------------------------------------------------------
@@ -147,10 +149,36 @@ async def memories() -> None:
         await Runner.run(agent, "hi", session=view)
         assert_type(await entered.turns("a", limit=10), list[TurnRecord])
         assert_type(await entered.release("a"), bool)
-    assert_type(await opened.load_session("a"), list[dict[str, Any]])
+    result = await Runner.run(agent, await opened.load_session("a"))
+    await opened.append_to_session("a", result.to_input_list())
+    await opened.append_to_session("a", [{"role": "user", "content": "hi"}])
     assert_type(await opened.list_sessions(), list[str])
     assert_type(await InMemorySessionMemory().session_exists("a"), bool)
     await opened.cleanup()
+
+
+class TypedAsTheSDKDoes(SessionMemory):
+    """A memory of one's own whose items are the SDK's."""
+
+    async def load_session(self, session_id: str) -> list[TResponseInputItem]:
+        return []
+
+    async def save_session(
+        self, session_id: str, conversation_history: list[TResponseInputItem]
+    ) -> None:
+        pass
+
+    async def append_to_session(self, session_id: str, new_items: list[TResponseInputItem]) -> None:
+        pass
+
+    async def clear_session(self, session_id: str) -> None:
+        pass
+
+    async def list_sessions(self) -> list[str]:
+        return []
+
+    async def session_exists(self, session_id: str) -> bool:
+        return False
 
 
 def record(turn: TurnRecord) -> None:
