@@ -87,6 +87,10 @@ def with_session_memory(
     Runs made inside the function belong to the session that the call names with
     ``session_id=``; neither the function's body nor its agents change.
 
+    The session is taken before the function begins. A plain function cannot wait under a running
+    event loop: there its first run takes it, and a call that makes no run, nor returns something
+    to await, is no turn; an ``idempotency_key`` says nothing about it.
+
     Args:
         function: a function of any shape, a method, a partial, a callable, or ``Runner.run``,
             ``Runner.run_sync``, ``Runner.run_streamed``. Without it, a decorator is returned.

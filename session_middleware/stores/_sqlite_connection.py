@@ -221,7 +221,9 @@ class ConnectionQueue:
         member = _Member(work, keep, time.monotonic() + patience, waiter)
         with self._arrival:
             if self._closed:
-                raise MemoryClosed(f"the memory in {self._path} was closed by cleanup()")
+                raise MemoryClosed(
+                    f"the memory in {self._path} was closed by cleanup(): make a new one"
+                )
             self._waiting.append(member)
             if self._draining:
                 self._arrival.notify()
