@@ -30,6 +30,7 @@ class Redaction:
         self._stored: set[str] = set()
         self.asks_for_stored = redact is not None and resumed
         self._resumed = resumed
+        self._answer: str | None = None
 
     def knows_stored(self, items: Iterable[Item]) -> None:
         """These items of the turn are stored already."""
@@ -73,7 +74,12 @@ class Redaction:
             if pair is not None:
                 self._stored.add(pair)
             result.append(kept)
+        self._answer = next(filter(None, map(_answer, reversed(result))), None)
         return result
+
+    def output_text(self, output: str | None) -> str | None:
+        """What the turn's record may keep of the output: no more than what was stored of it."""
+        return output if self._redact is None else self._answer
 
 
 def _pair(item: Item) -> str | None:
@@ -82,6 +88,20 @@ def _pair(item: Item) -> str | None:
     if call_id is None and item.get("type") == "mcp_approval_request":
         call_id = item.get("id")
     return call_id if isinstance(call_id, str) else None
+
+
+def _answer(item: Item) -> str | None:
+    """The text of an assistant's message."""
+    content = item.get("content")
+    if item.get("role") != "assistant" or not content:
+        return None
+    if isinstance(content, str):
+        return content
+    return "".join(
+        part["text"]
+        for part in content
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
+    )
 
 
 def _is_output(item: Item) -> bool:

@@ -209,7 +209,7 @@ class Run:
             left=None if error is None else self._leaves_behind(),
             parked=outcome.parked if outcome else None,
             agent=outcome.agent if outcome else None,
-            output=outcome.output_text if outcome else None,
+            output=self._redaction.output_text(outcome.output_text) if outcome else None,
             usage=outcome.usage if outcome else None,
         )
 

@@ -47,6 +47,7 @@ async def test_items_are_changed_in_the_storage_only(each_memory: Any, method: s
     assert "4111" in str(result.to_input_list())
     assert "4111" not in str(await each_memory.load_session("s"))
     assert await stored(each_memory) == "U C O A"
+    assert [turn.output_text for turn in await each_memory.turns("s")] == ["****"]
 
 
 @both_ways
