@@ -1,6 +1,7 @@
 """with_session_memory: a turn around a function, whatever its shape.
 
-This module picks the call shape and finds the session id; the turn does the work.
+This module picks the call shape; where the id comes from is in ``_id_source``, and the turn does
+the work.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, ove
 import wrapt
 
 from session_middleware import _background, _run, _sdk
+from session_middleware._id_source import IdSource, SessionIdOption
 from session_middleware._options import MemoryOption, Options, TurnOptions, disabled, make_options
 from session_middleware._scope import current_scope
 from session_middleware._seat import Seat
@@ -23,7 +25,6 @@ from session_middleware.errors import ConflictingMemory, InvalidOption, SessionI
 from session_middleware.memory import check_session_id
 from session_middleware.middleware import (
     MISSING,
-    check_key,
     intercepted_while_alive,
     loop_is_running,
 )
@@ -32,7 +33,6 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
-SessionIdOption = str | Callable[..., str | None] | None
 Shape = Literal["coroutine", "async generator", "generator", "plain"]
 
 
@@ -130,74 +130,13 @@ def _decorate(function: Any, /, *, session_id: SessionIdOption, options: Options
             "name, such as with_session_memory(memory=...)"
         )
     method = _sdk.runner_method(inner)
-    source = _IdSource(inner, session_id)
+    source = IdSource(inner, session_id)
     around = (
         _AroundRunner(method, inner, options, source) if method else _Around(inner, options, source)
     )
     decorated: Any = wrapt.FunctionWrapper(cast(Any, function), around)
     intercepted_while_alive(decorated)
     return decorated
-
-
-# --- the session id of a call --------------------------------------------------------------
-
-
-class _IdSource:
-    """Where a decorated function's calls get their session id from."""
-
-    def __init__(self, function: Any, given: SessionIdOption) -> None:
-        self.name = getattr(function, "__qualname__", None) or type(function).__qualname__
-        self.given = given
-        self.bound = inspect.ismethod(function)
-        try:
-            self.signature: inspect.Signature | None = inspect.signature(function)
-        except (TypeError, ValueError):  # some builtins have none
-            self.signature = None
-        parameters = self.signature.parameters if self.signature else {}
-        self.declared = "session_id" in parameters and (
-            parameters["session_id"].kind is not inspect.Parameter.VAR_KEYWORD
-        )
-        if given is not None and not isinstance(given, str) and not callable(given):
-            raise InvalidOption(
-                "session_id at decoration is the name of a parameter or a callable, "
-                f"not {given!r}; a fixed id goes into the call"
-            )
-        if isinstance(given, str) and given not in parameters:
-            raise InvalidOption(
-                f"session_id={given!r} at decoration is the name of a parameter, and {self.name} "
-                f"has only: {', '.join(parameters) or 'none'}"
-            )
-
-    def take(
-        self, wrapped: Any, instance: Any, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, str | None, dict[str, Any]]:
-        """The id (MISSING where the call says nothing), the key, and what is left of kwargs."""
-        kwargs = dict(kwargs)
-        key = kwargs.pop("idempotency_key", None)
-        if not self.bound:  # a function's own arguments begin with its instance, if it has one
-            if inspect.ismethod(wrapped):
-                args = (wrapped.__self__, *args)
-            elif isinstance(wrapped, wrapt.PartialCallableObjectProxy):  # Class.method(instance)
-                args = (instance, *args)
-        found: Any = MISSING
-        if "session_id" in kwargs:
-            found = kwargs["session_id"] if self.declared else kwargs.pop("session_id")
-        elif self.declared:
-            found = self._argument("session_id", args, kwargs)
-        if found is MISSING and isinstance(self.given, str):
-            found = self._argument(self.given, args, kwargs)
-        elif found is MISSING and callable(self.given):
-            found = self.given(*args, **kwargs)
-        return found, check_key(key), kwargs
-
-    def _argument(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        assert self.signature is not None  # noqa: S101 - the name was found in it
-        try:
-            bound = self.signature.bind_partial(*args, **kwargs)
-        except TypeError:
-            return MISSING  # the function itself will say what is wrong
-        bound.apply_defaults()
-        return bound.arguments.get(name, MISSING)
 
 
 # --- the call shapes -----------------------------------------------------------------------
@@ -218,7 +157,7 @@ def _shape_of(function: Any) -> Shape:
 class _Around:
     """What happens around a call of a decorated function."""
 
-    def __init__(self, function: Any, options: Options, source: _IdSource) -> None:
+    def __init__(self, function: Any, options: Options, source: IdSource) -> None:
         self.options = options
         self.source = source
         self.shape = _shape_of(function)
@@ -269,7 +208,7 @@ class _Around:
 class _AroundRunner(_Around):
     """What happens around ``Runner.run``, ``run_sync`` or ``run_streamed`` itself."""
 
-    def __init__(self, method: str, function: Any, options: Options, source: _IdSource) -> None:
+    def __init__(self, method: str, function: Any, options: Options, source: IdSource) -> None:
         super().__init__(function, options, source)
         self.method = method
 
