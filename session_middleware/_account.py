@@ -5,6 +5,7 @@ Bookkeeping only, safe for threads: no memory is asked here, and nothing is awai
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -197,11 +198,22 @@ class Account:
                 discard=on_failure == "discard" and state in ("failed", "cancelled"),
                 park=tuple(self._parked) if state == "awaiting_approval" else (),
                 durable=durable,
-                agent=self._agent,
+                agent=_storable(self._agent),
                 error_type=None if error is None else type(error).__name__,
                 sdk_trace_ids=tuple(self._traces),
                 otel_trace_id=otel_trace_id,
                 usage=usage or None,
-                output_text=self._output if state == "completed" else None,
+                output_text=_storable(self._output) if state == "completed" else None,
                 history_digest=self.history_digest,
             )
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _storable(text: str | None) -> str | None:
+    """The text without lone surrogates, which a model may say and no encoding has.
+
+    The item it is from is stored as it is, as JSON.
+    """
+    return None if text is None else _SURROGATE.sub("\ufffd", text)

@@ -155,15 +155,25 @@ def check_key(key: object) -> str | None:
     """Return the idempotency key if it is one.
 
     Raises:
-        InvalidOption: it is neither None nor a non-blank string of at most 512 characters.
+        InvalidOption: it is neither None nor a non-blank string of at most 512 characters, none
+            of them a lone surrogate.
     """
     if key is None:
         return None
-    if not isinstance(key, str) or not key.strip() or len(key) > 512:
+    if not isinstance(key, str) or not key.strip() or len(key) > 512 or not _is_encodable(key):
         raise InvalidOption(
-            f"idempotency_key is a non-blank string of at most 512 characters, not {key!r:.60}"
+            "idempotency_key is a non-blank string of at most 512 characters, without lone "
+            f"surrogates, not {key!r:.60}"
         )
     return key
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- when the Runner is wrapped ------------------------------------------------------------

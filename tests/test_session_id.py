@@ -209,9 +209,9 @@ async def test_ids_that_can_be(each_memory: Any, odd: str) -> None:
     assert await each_memory.list_sessions() == [odd]
 
 
-@pytest.mark.parametrize("wrong", ["", " ", 7, "k" * 513])
+@pytest.mark.parametrize("wrong", ["", " ", 7, "k" * 513, "k\ud800"])
 async def test_keys_that_cannot_be(memory: SessionMemory, wrong: Any) -> None:
-    """An idempotency key is a non-blank string of at most 512 characters."""
+    """An idempotency key is a non-blank string of at most 512 characters, all of them whole."""
 
     @with_session_memory(memory=memory)
     async def chat() -> None:

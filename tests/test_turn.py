@@ -375,6 +375,19 @@ def test_a_stream_at_the_end_of_its_loop(each_memory: Any, do: Any) -> None:
     assert do(states(each_memory)) == ["cancelled"]
 
 
+async def test_a_turn_ends_whatever_its_model_said(each_memory: Any) -> None:
+    """Half of a surrogate pair in an answer or a name is no reason to fail a run that is over."""
+    agent = scripted_agent(assistant("half a \ud83d smile"))
+    agent.name = "Smi\ude00ler"
+    result = await carried_out("run", agent, "Hi", each_memory)
+    assert result.final_output == "half a \ud83d smile"
+    (record,) = await each_memory.turns("s")
+    assert (record.state, record.agent) == ("completed", "Smi\ufffdler")
+    assert record.output_text == "half a \ufffd smile"
+    assert text_of(record.items[-1]) == "half a \ud83d smile"
+    assert await free(each_memory)
+
+
 async def test_discard_removes_what_a_failed_turn_stored(each_memory: Any) -> None:
     """on_failure="discard": exactly the turn's items go, when its last run is over."""
     remember = with_session_memory(memory=each_memory, on_failure="discard")
