@@ -188,7 +188,11 @@ def without_password(text: str) -> str:
 
 
 class TurnMemory(SessionMemory):
-    """A memory with turns: the six methods of the interface, over the store's primitives."""
+    """A memory with turns: the six methods of the interface, over the store's primitives.
+
+    Runs do not come through the six: a subclass that changes what is kept overrides
+    ``append_items``, ``load_turns`` and ``load_items``.
+    """
 
     closed: bool = False
     """Whether ``cleanup`` was called; a store sets it, and raises MemoryClosed from then on."""

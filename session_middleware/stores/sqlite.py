@@ -51,6 +51,9 @@ class SQLiteSessionMemory(TurnMemory):
     One object serves any number of sessions, threads and event loops, with two connections. The
     file is created, readable for its owner only, when it is first used; its folder must exist.
 
+    Runs read and write through ``load_turns``, ``load_items`` and ``append_items``: a subclass that
+    changes what is kept overrides those, as ``load_session`` and its like serve direct calls only.
+
     Args:
         db_path: the file; a relative path means the folder that is current now. ``:memory:``
             keeps everything in this object.
