@@ -27,8 +27,10 @@ from session_middleware.memory import Item, RunState
 
 
 def input_digest(call: RunCall) -> str:
-    """What two runs with the same new input have in common."""
-    return digest(_sdk.new_items(call.input))
+    """What two runs with the same new input have in common; worked out once for a call."""
+    if call.digest is None:
+        call.digest = digest(_sdk.new_items(call.input))
+    return call.digest
 
 
 class Run:
@@ -196,6 +198,7 @@ class Run:
         """The run is over; ``here``: in the context it was called in."""
         if self._span is not None:
             self._span.finish(reset_current=here)
+        self.call.arguments.clear()  # they name this run: without them it is freed at once
         state: RunState
         outcome = None
         if error is None:

@@ -128,6 +128,7 @@ class RunCall:
     method: str
     proceed: Callable[..., Any]
     arguments: dict[str, Any]
+    digest: str | None = None
 
     @property
     def input(self) -> Any:
