@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sqlite3
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,12 @@ import pytest
 from agents import Runner
 from harness import NotingModel, noting_agent, settle, shape, violations
 
-from session_middleware import SQLiteSessionMemory, session_scope, with_session_memory
+from session_middleware import (
+    MemoryUnavailable,
+    SQLiteSessionMemory,
+    session_scope,
+    with_session_memory,
+)
 
 
 async def free_and_whole(memory: Any) -> str:
@@ -153,8 +160,6 @@ async def test_a_dropped_generator_frees_its_session(memory: Any) -> None:
 
 async def test_a_disk_that_is_full_for_a_while(make_memory: Callable[..., Any]) -> None:
     """What does not fit is MemoryUnavailable and nothing of it is stored; later it goes on."""
-    from session_middleware import MemoryUnavailable
-
     memory = make_memory()
     run = with_session_memory(Runner.run, memory=memory)
     await run(noting_agent([]), "small", session_id="s")
@@ -173,3 +178,28 @@ async def test_a_disk_that_is_full_for_a_while(make_memory: Callable[..., Any]) 
     assert await free_and_whole(memory) == "UCOA"
     await run(noting_agent([]), "large " * 100_000, session_id="s")
     assert await free_and_whole(memory) == "UCOAUCOA"
+
+
+def shell(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.long
+async def test_a_full_file_system(tmp_path: Path) -> None:
+    """On a disk without room nothing is half stored, and what was there goes on once there is."""
+    shell("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path))  # root's to do
+    try:
+        async with SQLiteSessionMemory(tmp_path / "memory.db") as memory:
+            run = with_session_memory(Runner.run, memory=memory)
+            await run(noting_agent([]), "small", session_id="s")
+            with pytest.raises(MemoryUnavailable) as raised:
+                await run(noting_agent([]), "large " * 200_000, session_id="s")
+            assert isinstance(raised.value.__cause__, sqlite3.OperationalError)
+            sound = await memory._read(lambda c: c.execute("PRAGMA integrity_check").fetchone()[0])
+            assert sound == "ok"
+            shell("mount", "-o", "remount,size=32m", str(tmp_path))
+            assert await free_and_whole(memory) == "UCOA"
+            await run(noting_agent([]), "large " * 200_000, session_id="s")
+            assert await free_and_whole(memory) == "UCOAUCOA"
+    finally:
+        shell("umount", str(tmp_path))
