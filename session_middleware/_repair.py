@@ -174,47 +174,47 @@ def _program(item: _Item) -> str | None:
 
 
 def _is_plainly_good(items: list[Any]) -> TypeGuard[list[_Item]]:
-    """Whether one quick pass sees that there is no fault; a no only asks for a closer look."""
-    called_in: dict[tuple[str, str], int] = {}  # the stretch of each open call; -1: answered
-    ids: set[str] = set()
-    stretch = 0
-    reasoning = False  # and nothing after it yet
+    """Whether a quick look sees that there is no fault; a no only asks for a closer look.
+
+    It is taken before every model call, so it does little for each item, and most of it in C.
+    """
+    if not set(map(type, items)) <= {dict}:
+        return False
+    if any(_program(item) is not None for item in items if "caller" in item):
+        return False
+    ids = [own for item in items if (own := item.get("id", PLACEHOLDER_ID)) != PLACEHOLDER_ID]
+    try:
+        if len(set(ids)) < len(ids):  # a message, for one, may have the id of another
+            ids = [own for item in items if (own := _own_id(item)) is not None]
+        return len(set(ids)) == len(ids) and _is_in_order(items)
+    except TypeError:  # a list or an object stands where a type or an id belongs
+        return False
+
+
+def _is_in_order(items: list[_Item]) -> bool:
+    """Whether outputs follow their calls in the same stretch, and no reasoning dangles."""
+    called: list[object] = []
+    open_calls: dict[object, str] = {}  # the type of each in this stretch, by its id
+    before = None
     for item in items:
-        if not isinstance(item, dict):
-            return False
         kind = item.get("type")
-        if kind == "reasoning":
-            reasoning = True
-        elif kind is None or kind == "message":
+        if kind is None or kind == "message":
             if item.get("role") in _INPUT_ROLES:
-                if reasoning:
+                if before == "reasoning":
                     return False
-                stretch += 1
-            reasoning = False
-        elif not isinstance(kind, str) or ("caller" in item and _program(item) is not None):
-            return False
+                open_calls.clear()
         elif kind in _ID_FIELDS:
             call_id = item.get(_ID_FIELDS[kind])
-            if not isinstance(call_id, str):
+            if kind not in _ANSWERED_TYPES:
+                called.append(call_id)
+                open_calls[call_id] = kind
+            elif before == "reasoning" or open_calls.pop(call_id, None) != _ANSWERED_TYPES[kind]:
                 return False
-            call = _ANSWERED_TYPES.get(kind)
-            if call is None:
-                if (kind, call_id) in called_in:
-                    return False
-                called_in[kind, call_id] = stretch
-            else:
-                if reasoning or called_in.get((call, call_id)) != stretch:
-                    return False
-                called_in[call, call_id] = -1
-            reasoning = False
-        else:
-            reasoning = False
-        item_id = _own_id(item)
-        if item_id is not None:
-            if item_id in ids:
-                return False
-            ids.add(item_id)
-    return not reasoning
+        elif not isinstance(kind, str):
+            return False
+        before = kind
+    distinct = len(set(called)) == len(called) and set(map(type, called)) <= {str}
+    return distinct and before != "reasoning"
 
 
 def _own_id(item: _Item) -> str | None:

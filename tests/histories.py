@@ -120,6 +120,7 @@ JUNK = st.one_of(
             {"type": "function_call_output", "call_id": ["a"]},
             {"type": "program", "call_id": {}, "id": []},
             {"type": "reasoning", "id": 5, "caller": {"type": "program", "caller_id": []}},
+            {"type": "reasoning", "id": "c", "caller": {"type": "program", "caller_id": ""}},
             {"type": "function_call", "call_id": "\ud800" * 70},
         ]
     ),
@@ -154,6 +155,18 @@ def good_histories(draw: st.DrawFn) -> list[Item]:
         history.append(assistant(id="always-the-same"))
     if draw(st.booleans()):  # a turn that waits for an approval
         history += [user(), reasoning("rs_last"), call("pending")]
+    return history
+
+
+@st.composite
+def almost_good_histories(draw: st.DrawFn) -> list[Any]:
+    """Good histories that one item was taken from, put twice into, or put elsewhere in."""
+    history: list[Any] = draw(good_histories().filter(bool))
+    item = draw(st.sampled_from(history) | items() | JUNK)
+    if draw(st.booleans()):
+        del history[draw(st.integers(0, len(history) - 1))]
+    if draw(st.booleans()):
+        history.insert(draw(st.integers(0, len(history))), item)
     return history
 
 

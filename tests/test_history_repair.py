@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any
 
 import pytest
 from histories import (
     ARBITRARY,
     Item,
+    almost_good_histories,
     assistant,
     by,
     call,
@@ -81,13 +83,17 @@ def test_what_the_sdk_stores_has_no_faults(history: list[Item]) -> None:
     assert check(history) == []
 
 
-@given(st.one_of(good_histories(), ARBITRARY))
+@given(st.one_of(good_histories(), ARBITRARY, almost_good_histories()))
 def test_the_quick_look_agrees_with_the_close_one(history: list[Any]) -> None:
-    """What the one quick pass accepts, the steps have no fault to find in."""
+    """With and without the quick pass a repair returns the same objects and finds the same."""
+    quickly = repair(history), check(history)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_repair, "_is_plainly_good", lambda items: False)
+        closely = repair(history), check(history)
+    assert quickly == closely
     if _repair._is_plainly_good(history):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_repair, "_is_plainly_good", lambda items: False)
-            assert check(history) == []
+        assert check(history) == []
+        assert all(map(operator.is_, quickly[0][0], closely[0][0]))
 
 
 @given(good_histories())
@@ -125,6 +131,12 @@ def test_good_histories_need_only_the_quick_look(history: list[Item]) -> None:
             [call("a"), output("a", "first")],
             {"orphan_output": 1},
             id="a second output of one call is dropped",
+        ),
+        pytest.param(
+            [reasoning() | by("p"), assistant()],
+            [assistant()],
+            {"lost_program": 1},
+            id="reasoning of a program that is not there is dropped",
         ),
         pytest.param(
             [user(), output("a"), call("a"), assistant()],
