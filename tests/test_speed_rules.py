@@ -76,7 +76,8 @@ def about(count: Any) -> Any:
 READS = {
     "turns": (reading.TURNS_FROM, {"key": 1, "cut": 5}),
     "turns at once": (reading.TURNS_JOINED, {"key": 1, "cut": 5}),
-    "newest items": (reading.ITEMS_NEWEST_FIRST, {"key": 1, "limit": 48}),
+    "items at once": (reading.ITEMS_JOINED, (1,)),
+    "turn of nth newest item": (reading.TURN_OF_NTH_NEWEST_ITEM, {"key": 1, "nth": 49}),
     "nth newest turn": (reading.NTH_NEWEST_TURN, {"key": 1, "nth": 20}),
     "any before": (reading.ANY_BEFORE, {"key": 1, "cut": 5}),
     "items of a session": (reading.SESSION_ITEMS, (1,)),

@@ -154,13 +154,13 @@ def decode_items(texts: Sequence[str]) -> tuple[list[Item | None], int]:
     return decoded, decoded.count(None)
 
 
-def decode_joined(text: bytes | None, values: int) -> list[Any] | None:
-    """These JSON values, joined by commas; None where there are not so many, or one is corrupt."""
+def decode_joined(text: bytes | None, count: int) -> list[Item] | None:
+    """These items, joined by commas; None where there are not so many, or one is corrupt."""
     try:
-        decoded: list[Any] = pydantic_core.from_json(b"[" + (text or b"") + b"]")
+        items: list[Any] = pydantic_core.from_json(b"[" + (text or b"") + b"]")
     except ValueError:
         return None
-    return decoded if len(decoded) == values else None
+    return items if len(items) == count and set(map(type, items)) <= {dict} else None
 
 
 def _decode_item(text: object) -> Item | None:

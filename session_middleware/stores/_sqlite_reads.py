@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from itertools import groupby
 from typing import Any
+
+from pydantic_core import from_json
 
 from session_middleware.history import LastItems, LastTurns, Turn
 from session_middleware.memory import Item, Loaded, TurnRecord
@@ -27,14 +29,20 @@ TURNS_FROM = f"""
     SELECT turn, item FROM item WHERE session = :key AND turn >= :cut AND {_SEEN}
     ORDER BY turn, run, position
 """  # noqa: S608 - a constant of this module
-# One text of all rows, in their order. SQLite makes it in one step, without the interpreter, and
-# it is decoded in one, which together takes half as long as row by row.
+# One text of all items, in their order. SQLite makes it in one step, without the interpreter, and
+# it is decoded in one, which together takes half as long as row by row. The numbers of their turns
+# are a text of their own: put between the items they would cost a copy of each.
 TURNS_JOINED = f"""
-    SELECT count(*), CAST(group_concat(turn || ',' || item) AS BLOB) FROM ({TURNS_FROM})
+    SELECT json_group_array(turn), CAST(group_concat(item) AS BLOB) FROM ({TURNS_FROM})
 """  # noqa: S608 - as above
-ITEMS_NEWEST_FIRST = f"""
-    SELECT turn, item FROM item WHERE session = :key AND {_SEEN}
-    ORDER BY turn DESC, run DESC, position DESC LIMIT :limit
+ITEMS_JOINED = """
+    SELECT count(*), CAST(group_concat(item) AS BLOB) FROM (
+        SELECT item FROM item WHERE session = ? ORDER BY turn, run, position
+    )
+"""
+TURN_OF_NTH_NEWEST_ITEM = f"""
+    SELECT turn FROM item WHERE session = :key AND {_SEEN}
+    ORDER BY turn DESC, run DESC, position DESC LIMIT 1 OFFSET :nth - 1
 """  # noqa: S608 - as above
 # One seek for each turn: from a turn's first item straight to the one before it.
 NTH_NEWEST_TURN = f"""
@@ -99,39 +107,31 @@ def load_turns(
         "hidden_turn": hidden_turn,
         "hidden_runs": json.dumps(list(hidden_runs)),
     }
-    if isinstance(newest, LastItems):
-        rows, cut = _last_items(connection, named, newest.n)
-        turns, corrupt = _turns_of(rows, texts)
-    else:
-        cut = 0 if newest is None else _first_turn(connection, named, newest)
-        turns, corrupt = _turns_from(connection, {**named, "cut": cut}, texts)
+    cut = 0 if newest is None else _first_turn(connection, named, newest)
+    turns, corrupt = _turns_from(connection, {**named, "cut": cut}, texts)
     older = None if cut == 0 else connection.execute(ANY_BEFORE, {**named, "cut": cut}).fetchone()
     return Loaded(turns, older is None, corrupt)
 
 
-def _first_turn(connection: sqlite3.Connection, named: dict[str, Any], window: LastTurns) -> int:
+def _first_turn(
+    connection: sqlite3.Connection, named: dict[str, Any], window: LastTurns | LastItems
+) -> int:
     """The number of the first turn that the window keeps."""
+
+    def turn_of(statement: str, nth: int) -> int | None:
+        row = connection.execute(statement, {**named, "nth": nth}).fetchone()
+        return None if row is None else row[0]
+
     if window.n == 0:
         return _EVERY_TURN
-    row = connection.execute(NTH_NEWEST_TURN, {**named, "nth": window.n}).fetchone()
-    if row is None or row[0] is None:  # there are not so many
+    if isinstance(window, LastTurns):
+        oldest = turn_of(NTH_NEWEST_TURN, window.n)
+        return 0 if oldest is None else oldest - oldest % window.step
+    beyond = turn_of(TURN_OF_NTH_NEWEST_ITEM, window.n + 1)
+    if beyond is None:  # there are not so many
         return 0
-    return int(row[0]) - int(row[0]) % window.step
-
-
-def _last_items(
-    connection: sqlite3.Connection, named: dict[str, Any], n: int
-) -> tuple[list[tuple[int, str]], int]:
-    """The rows of the newest whole turns with at most ``n`` items, and their first turn."""
-    if n == 0:
-        return [], _EVERY_TURN
-    rows = connection.execute(ITEMS_NEWEST_FIRST, {**named, "limit": n + 1}).fetchall()
-    if len(rows) <= n:
-        return rows[::-1], 0
-    newest, oldest = rows[0][0], rows[-1][0]
-    if newest == oldest:  # the newest turn alone has more, and is never cut
-        return connection.execute(TURNS_FROM, {**named, "cut": newest}).fetchall(), newest
-    return [row for row in reversed(rows) if row[0] != oldest], oldest + 1
+    newest = turn_of(TURN_OF_NTH_NEWEST_ITEM, 1)
+    return beyond if beyond == newest else beyond + 1  # the newest turn is never cut
 
 
 def _turns_from(
@@ -147,29 +147,45 @@ def _turns_from(
 def _turns_at_once(connection: sqlite3.Connection, named: dict[str, Any]) -> list[Turn] | None:
     """The turns from ``cut`` on; None where each item must be looked at for itself."""
     try:
-        count, text = connection.execute(TURNS_JOINED, named).fetchone()
+        numbers, text = connection.execute(TURNS_JOINED, named).fetchone()
     except sqlite3.DataError:  # longer than SQLite makes a text
         return None
-    values = decode_joined(text, 2 * count)
-    if values is None or set(map(type, values[1::2])) - {dict}:
+    turn_of_each: list[int] = from_json(numbers)
+    items = decode_joined(text, len(turn_of_each))
+    return None if items is None else _in_turns(turn_of_each, items)
+
+
+def _items_at_once(connection: sqlite3.Connection, key: int) -> list[Item] | None:
+    """All items of the session; None where each must be looked at for itself."""
+    try:
+        count, text = connection.execute(ITEMS_JOINED, (key,)).fetchone()
+    except sqlite3.DataError:  # as above
         return None
-    turns: list[Turn] = []
-    for number, item in zip(values[::2], values[1::2], strict=True):
-        if not turns or turns[-1].turn != number:
-            turns.append(Turn(number, []))
-        turns[-1].items.append(item)
-    return turns
+    return decode_joined(text, count)
 
 
 def _turns_of(rows: Sequence[tuple[int, str]], texts: bool) -> tuple[list[Turn], int]:
+    """The turns of these rows, and how many items cannot be read."""
     items, corrupt = decode_items([text for _, text in rows])
-    turns = []
-    for number, found in groupby(zip(rows, items, strict=True), key=lambda pair: pair[0][0]):
-        readable = [(item, text) for (_, text), item in found if item is not None]
-        if readable:
-            kept = [text for _, text in readable] if texts else None
-            turns.append(Turn(number, [item for item, _ in readable], kept))
-    return turns, corrupt
+    if corrupt:
+        rows = [row for row, item in zip(rows, items, strict=True) if item is not None]
+    readable = [item for item in items if item is not None]
+    kept = [text for _, text in rows] if texts else None
+    return _in_turns([turn for turn, _ in rows], readable, kept), corrupt
+
+
+def _in_turns(
+    turn_of_each: list[int], items: list[Item], texts: list[str] | None = None
+) -> list[Turn]:
+    """These items, which are in the order of their turns, turn by turn."""
+    turns, first = [], 0
+    while first < len(items):
+        turn = turn_of_each[first]
+        after = bisect_right(turn_of_each, turn, first)
+        own_texts = None if texts is None else texts[first:after]
+        turns.append(Turn(turn, items[first:after], own_texts))
+        first = after
+    return turns
 
 
 def load_items(
@@ -179,15 +195,13 @@ def load_items(
     key = _key(connection, session_id)
     if key is None or limit == 0:
         return []
-    if turn is None and (limit is None or limit < 0):
-        everything = {"key": key, "cut": 0, "hidden_turn": -1, "hidden_runs": "[]"}
-        turns, _ = _turns_from(connection, everything, False)
-        return [item for each in turns for item in each.items]
+    wanted = -1 if limit is None or limit < 0 else limit
+    if turn is None and wanted < 0 and (items := _items_at_once(connection, key)) is not None:
+        return items
     if turn is None:
         rows = connection.execute(SESSION_ITEMS, (key,))
     else:
         rows = connection.execute(TURN_ITEMS, (key, turn))
-    wanted = -1 if limit is None or limit < 0 else limit
     newest_first: list[Item] = []
     while found := rows.fetchall() if wanted < 0 else rows.fetchmany(wanted):
         decoded, corrupt = decode_items([text for (text,) in found])

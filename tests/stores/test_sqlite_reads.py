@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ async def test_no_statement_scans_a_table(memory, other_process):
     for text in texts:
         if text == reading._IDS:
             continue
-        names = dict.fromkeys(("key", "cut", "limit", "nth", "hidden_turn"), 0)
+        names = dict.fromkeys(("key", "cut", "nth", "hidden_turn"), 0)
         bound: Any = {**names, "hidden_runs": "[]"} if ":key" in text else [0] * text.count("?")
         if "?1" in text:
             bound = [0] * max(int(part[0]) for part in text.split("?")[1:])
@@ -129,6 +130,39 @@ async def test_a_corrupt_row_is_left_out_and_counted(memory, other_process):
     assert await memory.pop_item("a") == user("0")
     assert await memory.pop_item("a") is None
     assert other_process.execute("SELECT item FROM item").fetchall() == [("[1",)]
+
+
+@pytest.mark.parametrize("broken", [None, "[1", '{"a":1},{"b":2}', "", "null", b'{"a":"\xff"}'])
+@pytest.mark.parametrize("hide", [None, (2, (1,)), (2, (1, 2)), (4, (2,))])
+async def test_what_is_decoded_at_once_is_what_is_decoded_row_by_row(
+    memory, other_process, broken, hide
+):
+    """With every window: the same items in the same turns, as many of them corrupt."""
+    for turn in (1, 2, 4):
+        lease = (await memory.take_turn(TakeTurn("a", datetime.now(UTC)))).lease
+        for run in (1, 2):
+            items = [json.dumps(user(f"{turn} {run} {at}")) for at in range(turn)]
+            insert = "INSERT INTO item SELECT 1, ?, ?, key, value FROM json_each(?)"
+            other_process.execute(insert, (turn, run, json.dumps(items)))
+        await memory.end_turn(lease, TurnEnd("completed", datetime.now(UTC)))
+    if broken is not None:
+        change = "UPDATE item SET item = CAST(? AS TEXT) WHERE turn = 4 AND position = 2"
+        other_process.execute(change, (broken,))
+    everything = await memory.load_turns("a", hide=hide)
+    if hide is None:
+        every_item = [item for turn in everything.turns for item in turn.items]
+        assert await memory.load_items("a") == every_item
+    windows: list[Any] = [LastItems(n) for n in range(16)]
+    windows += [LastTurns(n, step) for n in range(5) for step in (1, 2)]
+    for window in (None, *windows):
+        at_once = await memory.load_turns("a", newest=window, hide=hide)
+        by_row = await memory.load_turns("a", newest=window, hide=hide, texts=True)
+        for turn in by_row.turns:
+            assert [json.loads(text) for text in turn.texts or ()] == turn.items
+        assert [replace(turn, texts=None) for turn in by_row.turns] == at_once.turns
+        assert (by_row.complete, by_row.corrupt) == (at_once.complete, at_once.corrupt)
+        if window is not None and not everything.corrupt:
+            assert at_once.turns == window(everything.turns)
 
 
 async def test_moments_come_back_as_they_were(memory):
