@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -159,6 +159,11 @@ class Account:
             self._agent = agent or self._agent
             if state == "completed":
                 self._output = output
+
+    def failed(self, runs: Iterable[int]) -> None:
+        """These runs seemed to complete, and what they did could not be stored."""
+        with self._lock:
+            self._states.update(dict.fromkeys(runs, "failed"))
 
     def unpark(self, identity: str) -> bool:
         """Whether a run of this turn waits under that identity; it no longer does."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from session_middleware import history
 from session_middleware.history import LastItems, LastTurns, TokenBudget
-from session_middleware.memory import Item, Loaded, SupportsTurns
+from session_middleware.memory import Item, Loaded, Reading, SupportsTurns
 from session_middleware.telemetry import TurnTelemetry
 
 FIRST_PAGE = 64
@@ -28,6 +28,7 @@ async def load(
     limit: int | None,
     hide: Hidden,
     telemetry: TurnTelemetry,
+    prefetched: tuple[Reading, Loaded] | None = None,
 ) -> tuple[list[Item], str | None]:
     """The history as the model gets it, and its digest where a trace records it.
 
@@ -35,13 +36,14 @@ async def load(
         window: a callable on a list of turns, a list of them, or None.
         limit: at most so many items, in whole turns; the SDK's own setting. None or less than
             0 sets no limit.
+        prefetched: what was read when the session was taken, if that is what is asked for.
     """
     windows = [*window] if isinstance(window, list) else [window] if window else []
     if limit is not None and limit >= 0:
         windows.append(LastItems(limit))
     recording = telemetry.recording
     with telemetry.operation("search_memory") as operation:
-        loaded = await _read(store, session_id, windows, hide, recording)
+        loaded = await _read(store, session_id, windows, hide, recording, prefetched)
         operation.count = sum(len(turn.items) for turn in loaded.turns)
     kept = history.apply_windows(loaded.turns, windows) if windows else loaded.turns
     items = [item for turn in kept for item in turn.items]
@@ -62,21 +64,34 @@ async def load(
     return repaired, digest
 
 
+def first_reading(window: Any, recording: bool) -> Reading:
+    """What a run without a limit of the SDK's reads first."""
+    return Reading(_newest(window[0] if isinstance(window, list) and window else window), recording)
+
+
+def _newest(window: Any) -> LastTurns | LastItems | None:
+    """As much of the newest history as the window may want; None: all of it."""
+    if isinstance(window, TokenBudget):
+        return LastItems(FIRST_PAGE)
+    return window if isinstance(window, (LastTurns, LastItems)) else None
+
+
 async def _read(
     store: SupportsTurns,
     session_id: str,
     windows: Sequence[Callable[..., Any]],
     hide: Hidden,
     texts: bool,
+    prefetched: tuple[Reading, Loaded] | None,
 ) -> Loaded:
     async def read(newest: LastTurns | LastItems | None) -> Loaded:
+        if prefetched is not None and not hide and prefetched[0] == Reading(newest, texts):
+            return prefetched[1]
         return await store.load_turns(session_id, newest=newest, hide=hide, texts=texts)
 
     first = windows[0] if windows else None
-    if isinstance(first, (LastTurns, LastItems)):
-        return await read(first)
     if not isinstance(first, TokenBudget):
-        return await read(None)
+        return await read(_newest(first))
     page = FIRST_PAGE
     while True:
         loaded = await read(LastItems(page))

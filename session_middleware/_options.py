@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 from session_middleware.errors import ConflictingMemory, InvalidOption
 from session_middleware.history import Window
-from session_middleware.memory import Item, SessionMemory, SupportsTurns
+from session_middleware.memory import Item, SessionMemory, SupportsTurns, SupportsTurnWrites
 from session_middleware.stores import shared
 from session_middleware.stores.flat import FlatTurns
 from session_middleware.telemetry import Telemetry, TelemetrySettings
@@ -54,6 +54,7 @@ class Options:
         on_unavailable: raise when the memory fails, or forget: go on without memory, loudly.
         on_departure: a streamed run whose consumer leaves finishes, or is cancelled.
         telemetry: providers, a mapping for the session id, baggage.
+        turn_writes: the memory, where it stores items and the end of their turn at once.
     """
 
     memory: SessionMemory | None = None
@@ -68,11 +69,16 @@ class Options:
     telemetry: Telemetry = dataclasses.field(default_factory=Telemetry)
 
     _turns: SupportsTurns | None = dataclasses.field(init=False, repr=False, compare=False)
+    turn_writes: SupportsTurnWrites | None = dataclasses.field(
+        init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         # Once here: asking a memory what it can do, with isinstance, is slow.
         turns = None if self.memory is None else turns_of(self.memory)
         object.__setattr__(self, "_turns", turns)
+        writes = turns if isinstance(turns, SupportsTurnWrites) else None
+        object.__setattr__(self, "turn_writes", writes)
 
     @property
     def turns(self) -> SupportsTurns:

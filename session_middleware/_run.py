@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from session_middleware._sdk import RunCall
 from session_middleware._seat import Seat
 from session_middleware._turn import Turn
 from session_middleware.errors import ConflictingMemory, MemoryUnavailable
-from session_middleware.history import digest, holds_output, repair
+from session_middleware.history import digest, holds_output, only_words, repair
 from session_middleware.hooks import SessionRunHooks
 from session_middleware.memory import Item, RunState
 
@@ -93,7 +94,8 @@ class Run:
             # Interrupted from here on, they may be stored or not: a run that is made again asks.
             self._unsure = True
             self._outputs = self._outputs or holds_output(kept)
-            await self.turn.append(number, self._position, kept, self._digest)
+            last = self._position > 0 and only_words(kept)
+            await self.turn.append(number, self._position, kept, self._digest, last=last)
         except MemoryUnavailable as error:
             if not self.turn.forgets("save_failed", error):
                 raise
@@ -143,7 +145,8 @@ class Run:
     async def _begin(self) -> int:
         """Take the session if that is still to be done, and get a number in the turn."""
         turn = self.turn
-        await turn.take()
+        if turn.lease is None:
+            await turn.take(read=self.resumes is None)
         if self._number is None:
             if self.resumes is not None:
                 await turn.resume(self.resumes)
@@ -231,6 +234,11 @@ class Run:
     async def is_over(self) -> None:
         """What is to be awaited once the run is over."""
         await self.turn.run_is_over(self._number)
+
+
+# The SDK asks for the signatures of its session's methods again at each call of one of them.
+for _method in (Run.get_items, Run.add_items, Run.pop_item, Run.clear_session):
+    vars(_method)["__signature__"] = inspect.signature(_method)
 
 
 # --- the three ways to call it -------------------------------------------------------------

@@ -7,6 +7,8 @@ where it happens allows.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
 
 from session_middleware import _background
 from session_middleware._options import Options
@@ -61,17 +63,15 @@ class Seat:
             if last:
                 _background.submit(turn.end_quietly())
             return
-        if not last:
-            if turn.expiry is not None:
-                await _background.finish(asyncio.wrap_future(turn.expiry))
-            if error is None:
-                turn.complain_of_expiry()
+        if last:
+            await _finish(turn.end(), error)
             return
-        ending, cancelled = await _background.settle(turn.end())
+        if turn.owes:  # the turn goes on, and others may look for what this part did
+            await _finish(turn.settle(), error)
+        if turn.expiry is not None:
+            await _background.finish(asyncio.wrap_future(turn.expiry))
         if error is None:
-            if cancelled is not None:
-                raise cancelled
-            ending.result()
+            turn.complain_of_expiry()
 
     def leave_blocking(self, error: BaseException | None = None) -> None:
         """Leave the turn, from code that has no running loop."""
@@ -79,6 +79,9 @@ class Seat:
         if turn.left(error, owner=self._owner):
             _background.wait(turn.end() if error is None else turn.end_quietly())
             return
+        if turn.owes:
+            with suppress(*([Exception] if error is not None else [])):
+                _background.wait(turn.settle())
         if turn.expiry is not None:
             turn.expiry.result()
         if error is None:
@@ -88,6 +91,15 @@ class Seat:
         """Leave the turn, from code that can neither await nor block."""
         if self.turn.left(error, owner=self._owner):
             _background.submit(self.turn.end_quietly())
+
+
+async def _finish(work: Awaitable[None], error: BaseException | None) -> None:
+    """Await ``work`` whatever happens; what goes wrong is heard where there is no error yet."""
+    done, cancelled = await _background.settle(work)
+    if error is None:
+        if cancelled is not None:
+            raise cancelled
+        done.result()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

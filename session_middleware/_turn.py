@@ -13,22 +13,27 @@ import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from session_middleware import _background, _leasing, _line, _loading
 from session_middleware._account import Account, LeftRun
 from session_middleware._options import Options
+from session_middleware._outbox import Outbox
 from session_middleware._scope import Scope, current_scope, in_force
 from session_middleware.errors import (
     ConflictingMemory,
     MemoryUnavailable,
     SessionBusy,
+    SessionMemoryError,
     TurnLost,
 )
 from session_middleware.memory import (
     Item,
     Lease,
+    Loaded,
+    Reading,
+    RunItems,
     SupportsRunEnds,
     SupportsTurns,
     Taken,
@@ -37,6 +42,7 @@ from session_middleware.memory import (
     TurnState,
     holding,
 )
+from session_middleware.stores import encode_items
 from session_middleware.telemetry import TurnTelemetry
 
 
@@ -98,6 +104,8 @@ class Turn:
         self._error: BaseException | None = None
         self._told: BaseException | None = None
         self.expiry: Future[None] | None = None
+        self._prefetched: tuple[Reading, Loaded] | None = None
+        self._outbox = Outbox()
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -178,8 +186,12 @@ class Turn:
 
     # --- take ------------------------------------------------------------------------------
 
-    async def take(self) -> None:
-        """Take the session, once; calls that come meanwhile wait for the first."""
+    async def take(self, *, read: bool = False) -> None:
+        """Take the session, once; calls that come meanwhile wait for the first.
+
+        Args:
+            read: a run loads the history next, so the memory may read it at once.
+        """
         while self._taken is None and not self.forgotten:
             mine: Future[None] = Future()
             with self._lock:
@@ -190,14 +202,17 @@ class Turn:
                 await asyncio.shield(asyncio.wrap_future(others))
                 continue
             try:
-                await self._take()
+                await self._take(read)
             finally:
                 with self._lock:
                     self._taking = None
                 mine.set_result(None)
 
-    async def _take(self) -> None:
+    async def _take(self, read: bool) -> None:
         """Wait in line, then for the memory's lease."""
+        reading = None
+        if read:
+            reading = _loading.first_reading(self.options.window, self.telemetry.recording)
         reject = self.options.on_busy == "reject"
         patience: float | None = self.options.wait_timeout or 2 * self.store.lease_seconds
         if patience == float("inf"):
@@ -211,7 +226,8 @@ class Turn:
             self.telemetry.contended(busy.turn)
             raise
         try:
-            self._holds(await self._lease(began, 0 if reject else patience))
+            taken = await self._lease(began, 0 if reject else patience, reading)
+            self._holds(taken)
         except MemoryUnavailable as error:
             if not self.forgets("load_failed", error):
                 _line.leave(self._place, self)
@@ -219,20 +235,27 @@ class Turn:
         except BaseException:
             _line.leave(self._place, self)
             raise
+        else:
+            if reading is not None and taken.loaded is not None:
+                self._prefetched = reading, taken.loaded
         self.telemetry.taken(self.number or 0, time.monotonic() - began)
 
-    async def _lease(self, began: float, patience: float | None) -> Taken:
+    async def _lease(
+        self, began: float, patience: float | None, read: Reading | None = None
+    ) -> Taken:
+        request = self._request(read)
         return await _leasing.take(
-            self.store, self._request(), self.telemetry.contended, began=began, patience=patience
+            self.store, request, self.telemetry.contended, began=began, patience=patience
         )
 
-    def _request(self) -> TakeTurn:
+    def _request(self, read: Reading | None = None) -> TakeTurn:
         return TakeTurn(
             self.session_id,
             self.started_at,
             idempotency_key=self.idempotency_key,
             input_digest=self._input_digest,
             resume=self._resume,
+            read=read,
         )
 
     def _holds(self, taken: Taken) -> None:
@@ -275,6 +298,7 @@ class Turn:
                 "a parked run is resumed while another run of this turn is going on: "
                 "resume it in a turn of its own"
             )
+        await self.settle()
         state: TurnState = "completed" if self.account.stored else "replaced"
         await self.store.end_turn(taken.lease, TurnEnd(state, datetime.now(UTC)))
         self._resume = identity
@@ -285,6 +309,11 @@ class Turn:
         return self._taken is not None and self._taken.resumed
 
     # --- runs ------------------------------------------------------------------------------
+
+    @property
+    def owes(self) -> bool:
+        """Whether items of its runs wait to be stored."""
+        return bool(self._outbox)
 
     def next_run(self) -> int:
         """Reserve the next run number of the turn."""
@@ -308,8 +337,10 @@ class Turn:
 
     async def load(self, run: int, limit: int | None) -> list[Item]:
         """The history as the model gets it."""
+        await self.settle()
         lease = self.lease
         others = self.account.going_on(besides=run)
+        prefetched, self._prefetched = self._prefetched, None
         items, digest = await _loading.load(
             self.store,
             self.session_id,
@@ -317,12 +348,14 @@ class Turn:
             limit,
             (lease.turn, others) if lease is not None and others else None,
             self.telemetry,
+            prefetched,
         )
         self.account.history_digest = digest
         return items
 
     async def load_own(self, limit: int | None) -> list[Item]:
         """The newest items of this turn itself, raw: what a resumed run compares."""
+        await self.settle()
         lease = self.lease
         if lease is None:
             return []
@@ -331,10 +364,17 @@ class Turn:
             operation.count = len(items)
         return items
 
-    async def append(self, run: int, position: int, items: list[Item], input_digest: str) -> None:
+    async def append(
+        self, run: int, position: int, items: list[Item], input_digest: str, *, last: bool
+    ) -> None:
         """Store items of a run.
 
+        Args:
+            last: they are what its model says in the end. As nothing follows but the end of the
+                turn, they may wait for it, to be stored in the same transaction.
+
         Raises:
+            InvalidItem: one of them cannot be stored; none of them is.
             TurnLost: the session is no longer this turn's; nothing was written.
         """
         lease = self.lease
@@ -342,14 +382,44 @@ class Turn:
             return
         if self.expiry is not None:
             raise TurnLost(f"{self._error}; nothing was written: start a new turn")
+        self._prefetched = None
+        if last and self.options.turn_writes is not None:
+            self._outbox.put(RunItems(run, position, encode_items(items), input_digest))
+            return
+        await self.settle()
         with self.telemetry.operation("create_memory") as operation:
             operation.count = len(items)
             await self.store.append_items(lease, run, position, items, input_digest=input_digest)
-        self.account.stored += len(items)
-        self.telemetry.event("items_saved", count=len(items), run=run)
+        self._stored(run, len(items))
+
+    async def settle(self) -> None:
+        """Store what waits for the turn's end, because somebody looks or something follows.
+
+        What the memory could not store waits on, as the run that it is of did not hear of it.
+        """
+        try:
+            await self._outbox.send(self._write_turn)
+        except MemoryUnavailable as error:
+            if not self.forgets("save_failed", error):
+                raise
+
+    async def _write_turn(self, items: list[RunItems], end: TurnEnd | None = None) -> None:
+        if self.lease is None or self.options.turn_writes is None or self.forgotten:
+            return
+        with self.telemetry.operation("create_memory") as operation:
+            operation.count = sum(len(new.texts) for new in items)
+            await self.options.turn_writes.write_turn(self.lease, items, end)
+        for new in items:
+            self._stored(new.run, len(new.texts))
+
+    def _stored(self, run: int, items: int) -> None:
+        self.account.stored += items
+        self.telemetry.event("items_saved", count=items, run=run)
 
     async def take_over(self, left: LeftRun, run: int) -> int:
         """Let a run take over what an earlier one left; returns how many items it starts with."""
+        await self.settle()
+        self._prefetched = None
         lease = self.lease
         if lease is None:
             return 0
@@ -384,18 +454,11 @@ class Turn:
             self._alarm = None
         # Turns that each start the next one must not all be kept by the newest.
         self._outer = next(iter(self.held_with()), None)
-        record = self.account.record(
-            self._error,
-            on_failure=self.options.on_failure,
-            durable=self.idempotency_key is not None,
-            otel_trace_id=self.telemetry.otel_trace_id,
-        )
-        if self.forgotten and record.error_type is None:  # it ended well, and is not all there
-            record = dataclasses.replace(record, error_type=type(self._told).__name__)
+        record = self._record()
         failure: BaseException | None = None
         try:
             if self._taken is not None:
-                await self._write(record, self._taken.lease)
+                record = await self._write(record, self._taken.lease)
         except BaseException as error:
             failure = error
             raise
@@ -410,7 +473,22 @@ class Turn:
                 output_text=self.account.output_text,
             )
 
-    async def _write(self, record: TurnEnd, lease: Lease) -> None:
+    def _record(self) -> TurnEnd:
+        record = self.account.record(
+            self._error,
+            on_failure=self.options.on_failure,
+            durable=self.idempotency_key is not None,
+            otel_trace_id=self.telemetry.otel_trace_id,
+        )
+        if self.forgotten and record.error_type is None:  # it ended well, and is not all there
+            record = dataclasses.replace(record, error_type=type(self._told).__name__)
+        return record
+
+    async def _write(self, record: TurnEnd, lease: Lease) -> TurnEnd:
+        """Write the record, and with it the items still to be stored; returns what was written."""
+        items = await self._outbox.empty()
+        if record.discard or self.forgotten:
+            items = []
         try:
             if record.state == "completed":
                 for run in self.account.superseded():
@@ -418,13 +496,34 @@ class Turn:
             if record.discard:
                 with self.telemetry.operation("delete_memory"):
                     await self.store.end_turn(lease, record)
+            elif items:
+                await self._write_turn(items, record)
             else:
                 await self.store.end_turn(lease, record)
-        except MemoryUnavailable as error:
+        except TurnLost:
+            raise
+        except Exception as error:
+            if items:
+                return await self._end_without(items, error, lease)
             # The items are safe; what is lost is the record, which only a key relies on.
-            if self.idempotency_key is not None and self.options.on_unavailable == "raise":
+            needed = self.idempotency_key is not None and self.options.on_unavailable == "raise"
+            if needed or not isinstance(error, MemoryUnavailable):
                 raise
             self.telemetry.event("save_failed", error_type=type(error.__cause__ or error).__name__)
+        return record
+
+    async def _end_without(self, items: list[RunItems], error: Exception, lease: Lease) -> TurnEnd:
+        """End a turn whose last items could not be stored: it did not complete."""
+        forgets = isinstance(error, MemoryUnavailable) and self.forgets("save_failed", error)
+        if not forgets:
+            self.account.failed(new.run for new in items)
+            self._error = self._error or error
+        record = self._record()
+        with suppress(SessionMemoryError):  # then the lease ends by itself
+            await self.store.end_turn(lease, record)
+        if not forgets:
+            raise error
+        return record
 
 
 def _outcome_without_record(failure: BaseException) -> TurnState:

@@ -283,6 +283,11 @@ def up_to_last_output(items: Sequence[Any]) -> int:
     return 0
 
 
+def only_words(items: Sequence[Any]) -> bool:
+    """Whether these are a model's words and thoughts alone: no call, nothing of anybody else's."""
+    return all(item.get("role") == "assistant" or item.get("type") == "reasoning" for item in items)
+
+
 def _is_tool_output(item: object) -> bool:
     if not isinstance(item, dict):
         return False

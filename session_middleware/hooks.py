@@ -1,7 +1,8 @@
 """SessionRunHooks: the part of the middleware that the SDK calls during a run.
 
-It reports what happens in the run to the turn in force, after the user's own hooks, which it
-calls in order. Theirs may raise, as without us; ours never break a run.
+It has the turn in force store what is still to be stored before a model is called, and reports to
+it what happens in the run, after the user's own hooks, which it calls in order. Theirs may raise,
+as without us; our reports never break a run.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
     async def on_llm_start(
         self, context: Any, agent: Any, system_prompt: Any, input_items: Any
     ) -> None:
+        await _settle()
         await self._user("on_llm_start", context, agent, system_prompt, input_items)
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
@@ -89,3 +91,10 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
                 turn.telemetry.reported(kind, **fields)
         except Exception as error:
             log.swallowed("hooks", error)
+
+
+async def _settle() -> None:
+    """Nothing is asked of a model before what led to it is stored."""
+    turn = turn_here()
+    if turn is not None and turn.owes:
+        await turn.settle()

@@ -28,10 +28,13 @@ __all__ = [
     "Items",
     "Lease",
     "Loaded",
+    "Reading",
+    "RunItems",
     "RunState",
     "SessionMemory",
     "SupportsLookUp",
     "SupportsRunEnds",
+    "SupportsTurnWrites",
     "SupportsTurns",
     "TakeTurn",
     "Taken",
@@ -144,12 +147,21 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What ``load_turns`` is to read: see there."""
+
+    newest: LastTurns | LastItems | None = None
+    texts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TakeTurn:
     """What a turn says when it takes its session.
 
     Attributes:
         input_digest: ``history.digest`` of the new input, where it is known before the run.
         resume: the identity under which a run was parked for approval, when this one resumes it.
+        read: what of the history is to be read at once, if the memory can and it is not much.
     """
 
     session_id: str
@@ -157,6 +169,7 @@ class TakeTurn:
     idempotency_key: str | None = None
     input_digest: str | None = None
     resume: str | None = None
+    read: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +190,30 @@ class Taken:
         resumed: the lease continues a parked turn.
         carried: runs of an earlier attempt with the same idempotency key.
         next_run: the number for the turn's next run; every run before it is used.
+        loaded: what the request asked to read; None where that is still to be loaded.
     """
 
     lease: Lease
     next_run: int = 1
     resumed: bool = False
     carried: tuple[CarriedRun, ...] = ()
+    loaded: Loaded | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunItems:
+    """Items of a run on their way into the memory.
+
+    Attributes:
+        position: the place of the first of them in the run, from 0.
+        texts: each item as JSON, as ``stores.encode_items`` writes it.
+        input_digest: kept with the run when its first items are stored.
+    """
+
+    run: int
+    position: int
+    texts: list[str]
+    input_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +269,10 @@ class HeldTurn(Protocol):
     def lease(self) -> Lease | None: ...
     def next_run(self) -> int:
         """Reserve the next run number of the turn."""
+        ...
+
+    async def settle(self) -> None:
+        """Store what its runs have handed over, so that whoever looks will see it."""
         ...
 
 
@@ -363,6 +398,20 @@ class SupportsLookUp(Protocol):
 
 
 @runtime_checkable
+class SupportsTurnWrites(Protocol):
+    """A memory that stores items and the end of their turn in one transaction.
+
+    What a run hands over may then wait until the model is called or the turn ends.
+    """
+
+    async def write_turn(
+        self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
+    ) -> None:
+        """Do what ``append_items`` does with each of these, and ``end_turn``: all or nothing."""
+        ...
+
+
+@runtime_checkable
 class SupportsTurns(Protocol):
     """A memory that keeps turns: one writer, fenced, with records.
 
@@ -397,6 +446,8 @@ class SupportsTurns(Protocol):
         3. Another lease that has not expired: SessionBusy. An expired one is taken over, and its
            turn becomes ``abandoned``.
         4. A new token, a turn of the next number, in state running.
+
+        ``request.read`` may be answered or left to ``load_turns``.
         """
         ...
 

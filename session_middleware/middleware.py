@@ -32,7 +32,13 @@ from session_middleware.errors import (
     InvalidOption,
     SessionIdRequired,
 )
-from session_middleware.memory import Item, SessionMemory, check_session_id, set_view_factory
+from session_middleware.memory import (
+    Item,
+    SessionMemory,
+    check_session_id,
+    held_turn,
+    set_view_factory,
+)
 
 MISSING: Any = object()
 
@@ -431,7 +437,11 @@ class SessionView:
 
     async def get_items(self, limit: int | None = None) -> list[Item]:
         """The newest ``limit`` items, oldest first; all without a limit."""
-        return await turns_of(self.memory).load_items(self.session_id, limit=limit)
+        turns = turns_of(self.memory)
+        held = held_turn(turns.identity, self.session_id)
+        if held is not None:
+            await held.settle()
+        return await turns.load_items(self.session_id, limit=limit)
 
     async def add_items(self, items: list[Item]) -> None:
         """Add items at the end."""

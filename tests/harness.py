@@ -24,7 +24,7 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 
 from session_middleware import InMemorySessionMemory, SQLiteSessionMemory, _background, history
 from session_middleware.errors import MemoryUnavailable
-from session_middleware.memory import Item, Lease, TakeTurn, TurnEnd
+from session_middleware.memory import Item, Lease, RunItems, TakeTurn, TurnEnd
 
 Interruption = Literal["cancel", "cancel twice", "shut down"]
 
@@ -186,11 +186,27 @@ class Watched:
     async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
         await self._operation("end", lambda: super(Watched, self).end_turn(lease, end))  # type: ignore[misc]
 
+    async def write_turn(
+        self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
+    ) -> None:
+        await self._operation(
+            "append" if end is None else "append and end",
+            lambda: super(Watched, self).write_turn(lease, items, end),  # type: ignore[misc]
+        )
+        stored = [json.loads(text) for new in items for text in new.texts]
+        self.acknowledged.setdefault(lease.session_id, []).extend(stored)
+
 
 class WatchedInMemory(Watched, InMemorySessionMemory):
     """The memory of the process, watched; slow, so that it can be interrupted."""
 
     pauses = True
+
+
+class WatchedOneByOne(WatchedInMemory):
+    """One that cannot store items and the end of their turn at once."""
+
+    write_turn = None  # type: ignore[assignment]
 
 
 class WatchedSQLite(Watched, SQLiteSessionMemory):

@@ -6,6 +6,7 @@ How fast it is, beside other memories, is measured by ``python -m tests.benchmar
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sqlite3
 import subprocess
@@ -25,7 +26,7 @@ from scripted import assistant, call, scripted_agent
 
 from session_middleware import SQLiteSessionMemory, last_items, last_turns, with_session_memory
 from session_middleware.history import LastItems, LastTurns
-from session_middleware.memory import TakeTurn, TurnEnd
+from session_middleware.memory import Reading, RunItems, TakeTurn, TurnEnd
 from session_middleware.stores import _sqlite_reads as reading
 from session_middleware.stores import _sqlite_taking as taking
 from session_middleware.stores import _sqlite_turns as writing
@@ -127,12 +128,13 @@ def _whole_turn(connection: sqlite3.Connection, session_id: str) -> Callable[[],
     """A turn as it is written: taken, appended to, ended."""
 
     def turn() -> None:
-        request = TakeTurn(session_id, datetime.now(UTC))
+        request = TakeTurn(session_id, datetime.now(UTC), read=Reading())
         taken = taking.take(connection, request, 30.0)[0]
-        texts = ['{"role": "user"}', '{"role": "assistant"}']
-        writing.append(connection, taken.lease, 1, 0, texts, "digest")
+        asked = RunItems(1, 0, ['{"role": "user"}'], "digest")
+        writing.write(connection, taken.lease, [asked], None)
+        answered = RunItems(1, 1, ['{"role": "assistant"}'], "digest")
         end = TurnEnd("completed", request.started_at, runs={1: "completed"})
-        writing.end(connection, taken.lease, end)
+        writing.write(connection, taken.lease, [answered], end)
 
     return turn
 
@@ -182,7 +184,7 @@ def add(a: int, b: int) -> int:
 async def test_a_run_flushes_the_file_once_for_its_input_and_once_for_each_model_turn(
     memory: SQLiteSessionMemory,
 ) -> None:
-    """Taking the session and ending the turn are commits that wait for no disk."""
+    """Taking the session waits for no disk; the turn's end is written with the last items."""
     run = with_session_memory(Runner.run, memory=memory)
     agents = {
         1: scripted_agent(assistant("hello")),
@@ -193,15 +195,27 @@ async def test_a_run_flushes_the_file_once_for_its_input_and_once_for_each_model
         await run(agent, "hi", session_id="counted")
         after = memory.stats()
         assert after["synced"] - before["synced"] == model_turns + 1
-        assert after["commits"] - before["commits"] == model_turns + 3
+        assert after["commits"] - before["commits"] == model_turns + 2
 
 
-async def test_a_key_costs_one_more_flush(memory: SQLiteSessionMemory) -> None:
+async def test_a_key_costs_a_flush_only_where_the_end_has_none(
+    memory: SQLiteSessionMemory,
+) -> None:
     """With an idempotency key the end of the turn is on the disk before the call returns."""
     run = with_session_memory(Runner.run, memory=memory)
-    before = memory.stats()["synced"]
-    await run(null_agent(), "hi", session_id="counted", idempotency_key="one")
-    assert memory.stats()["synced"] - before == 3
+
+    @with_session_memory(memory=memory)
+    async def chat() -> None:
+        await Runner.run(null_agent(), "hi")
+
+    async def flushes(call: Any, **key: str) -> int:
+        before = memory.stats()["synced"]
+        await call(session_id="counted", **key)
+        return memory.stats()["synced"] - before
+
+    around_the_run = functools.partial(run, null_agent(), "hi")
+    assert await flushes(around_the_run) == await flushes(around_the_run, idempotency_key="1") == 2
+    assert (await flushes(chat), await flushes(chat, idempotency_key="2")) == (2, 3)
 
 
 async def test_sessions_that_write_at_once_share_commits(memory: SQLiteSessionMemory) -> None:

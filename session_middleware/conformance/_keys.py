@@ -15,7 +15,7 @@ from session_middleware.errors import (
     TurnInProgress,
     WrongSession,
 )
-from session_middleware.memory import CarriedRun, Taken, TakeTurn, TurnState
+from session_middleware.memory import CarriedRun, Reading, Taken, TakeTurn, TurnState
 
 
 class KeysConformance(TurnFactory):
@@ -185,3 +185,14 @@ class KeysConformance(TurnFactory):
         )
         assert sum(isinstance(outcome, Taken) for outcome in outcomes) == 1
         assert sum(isinstance(outcome, TurnInProgress) for outcome in outcomes) == 11
+
+    @given_a_memory
+    async def test_what_is_read_with_the_taking_has_no_moved_items(self, memory: Any) -> None:
+        """A retry takes over items; a history read before that would still lack them."""
+        taken = await take(memory, idempotency_key="k")
+        await memory.append_items(taken.lease, 1, 0, [user("1"), call("1"), output("1")])
+        await end(memory, taken, "failed", runs={1: "failed"})
+        again = await take(memory, idempotency_key="k", read=Reading())
+        if again.loaded is not None:
+            assert again.loaded == await memory.load_turns("s")
+        await end(memory, again)

@@ -20,6 +20,7 @@ from session_middleware.conformance._keys import KeysConformance
 from session_middleware.conformance._retries import RetriesConformance
 from session_middleware.conformance._taking import TakingConformance
 from session_middleware.conformance._turn_items import TurnItemsConformance
+from session_middleware.conformance._turn_writes import TurnWritesConformance
 from session_middleware.conformance._turns import (
     end,
     one_turn,
@@ -47,12 +48,17 @@ class _Holder:
         self.runs += 1
         return self.runs - 1
 
+    async def settle(self) -> None:
+        """Nothing is under way here."""
+
 
 def held_by(memory: Any, taken: Taken) -> _Holder:
     return _Holder(memory.identity, taken.lease, taken.next_run)
 
 
-class TurnConformance(TakingConformance, TurnItemsConformance, RetriesConformance):
+class TurnConformance(
+    TakingConformance, TurnItemsConformance, TurnWritesConformance, RetriesConformance
+):
     """Turns, runs, fences, records and parked runs."""
 
 

@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
 from session_middleware.errors import InvalidMemoryUrl, InvalidOption
-from session_middleware.stores._base import TurnMemory, without_password
+from session_middleware.stores._base import TurnMemory, encode_items, without_password
 
 if TYPE_CHECKING:
     from session_middleware.stores.in_memory import InMemorySessionMemory
     from session_middleware.stores.sqlite import SQLiteSessionMemory
 
-__all__ = ["InMemorySessionMemory", "SQLiteSessionMemory", "open_memory", "shared"]
+__all__ = [
+    "InMemorySessionMemory",
+    "SQLiteSessionMemory",
+    "encode_items",
+    "open_memory",
+    "shared",
+]
 
 _MODULES = {
     "InMemorySessionMemory": "session_middleware.stores.in_memory",

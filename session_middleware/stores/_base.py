@@ -194,6 +194,16 @@ class TurnMemory(SessionMemory):
     ``append_items``, ``load_turns`` and ``load_items``.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        defined = [vars(kind).keys() for kind in cls.__mro__]
+        first = {name: at for at, names in reversed([*enumerate(defined)]) for name in names}
+        if "write_turn" in first and first["write_turn"] > min(
+            first["append_items"], first["end_turn"]
+        ):
+            # Runs would not come by what this class changes: it has no SupportsTurnWrites.
+            cls.write_turn = None  # type: ignore[attr-defined]
+
     closed: bool = False
     """Whether ``cleanup`` was called; a store sets it, and raises MemoryClosed from then on."""
 
@@ -235,17 +245,22 @@ class TurnMemory(SessionMemory):
     async def forget_session(self, session_id: str, lease: Lease | None) -> None:
         """Remove the session; with a lease, all but the current turn, which goes on empty."""
 
-    def _held(self, session_id: str) -> HeldTurn | None:
-        return held_turn(self.identity, session_id)
+    async def _held(self, session_id: str) -> HeldTurn | None:
+        """The turn that this context holds on the session, with all its items stored, or None."""
+        held = held_turn(self.identity, session_id)
+        if held is not None:
+            await held.settle()
+        return held
 
-    def _lease(self, session_id: str) -> Lease | None:
-        """The lease of the turn that this context holds on the session, or None."""
-        held = self._held(session_id)
+    async def _lease(self, session_id: str) -> Lease | None:
+        """The lease of that turn, or None."""
+        held = await self._held(session_id)
         return None if held is None else held.lease
 
     async def load_session(self, session_id: str) -> Items:
         """Return the whole history, oldest item first; an empty list for an unknown session."""
-        return await self.load_items(check_session_id(session_id))
+        await self._held(check_session_id(session_id))
+        return await self.load_items(session_id)
 
     async def save_session(self, session_id: str, conversation_history: Items) -> None:
         """Replace the history by this one, split into turns.
@@ -259,7 +274,7 @@ class TurnMemory(SessionMemory):
         """
         check_session_id(session_id)
         encode_items(conversation_history)  # a fault is named by its position in the whole list
-        lease = self._lease(session_id)
+        lease = await self._lease(session_id)
         await self.replace_history(session_id, split(conversation_history), lease)
         if lease is None:
             tell_released(self.identity, session_id)
@@ -274,7 +289,7 @@ class TurnMemory(SessionMemory):
         check_session_id(session_id)
         if isinstance(new_items, list) and not new_items:
             return
-        held = self._held(session_id)
+        held = await self._held(session_id)
         if held is not None and held.lease is not None:
             await self.append_items(held.lease, held.next_run(), 0, new_items)
         else:
@@ -286,7 +301,7 @@ class TurnMemory(SessionMemory):
         Within the current turn of this session that turn goes on with nothing stored. From
         outside, a turn that runs there loses the session (TurnLost).
         """
-        lease = self._lease(check_session_id(session_id))
+        lease = await self._lease(check_session_id(session_id))
         await self.forget_session(session_id, lease)
         if lease is None:
             tell_released(self.identity, session_id)

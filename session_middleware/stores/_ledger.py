@@ -27,6 +27,7 @@ from session_middleware.memory import (
     Item,
     Lease,
     Loaded,
+    RunItems,
     RunState,
     Taken,
     TakeTurn,
@@ -275,24 +276,21 @@ class Ledger:
             )
         return session.turns[session.leased]
 
-    def append(
-        self,
-        lease: Lease,
-        run: int,
-        position: int,
-        texts: Sequence[str],
-        input_digest: str | None = None,
-    ) -> None:
+    def append(self, lease: Lease, items: Sequence[RunItems]) -> None:
         turn = self.fenced(lease)
-        stored = turn.runs.get(run) or _Run()
-        for offset, text in enumerate(texts, start=position):
-            if stored.items.get(offset, text) != text:
-                raise ValueError(f"run {run} of turn {turn.number} has another item at {offset}")
-        turn.runs[run] = stored
-        if stored.input_digest is None:
-            stored.input_digest = input_digest
-        stored.items.update(enumerate(texts, start=position))
-        self._sessions[lease.session_id].stored |= bool(texts)
+        for new in items:
+            stored = turn.runs.get(new.run) or _Run()
+            for at, text in enumerate(new.texts, start=new.position):
+                if stored.items.get(at, text) != text:
+                    raise ValueError(
+                        f"run {new.run} of turn {turn.number} has another item at {at}"
+                    )
+        for new in items:
+            stored = turn.runs.setdefault(new.run, _Run())
+            if stored.input_digest is None:
+                stored.input_digest = new.input_digest
+            stored.items.update(enumerate(new.texts, start=new.position))
+            self._sessions[lease.session_id].stored |= bool(new.texts)
 
     def retry(self, lease: Lease, failed: int, run: int) -> int:
         turn = self.fenced(lease)

@@ -104,7 +104,7 @@ class _Member(Generic[T]):
     work: Callable[[sqlite3.Connection], T]
     keep: bool
     deadline: float
-    waiter: Outcome[T]
+    waiter: asyncio.Future[T]
     result: T | None = None
     error: BaseException | None = None
 
@@ -218,7 +218,16 @@ class ConnectionQueue:
         """
         patience = self._timeout if timeout is None else timeout
         waiter: Outcome[T] = Outcome(loop=asyncio.get_running_loop())
-        member = _Member(work, keep, time.monotonic() + patience, waiter)
+        self._add(_Member(work, keep, time.monotonic() + patience, waiter))
+        return waiter
+
+    def submit_read(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """The same for work that writes nothing; whoever awaits it can be cancelled at once."""
+        waiter: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._add(_Member(work, False, time.monotonic() + self._timeout, waiter))
+        return waiter
+
+    def _add(self, member: _Member[Any]) -> None:
         with self._arrival:
             if self._closed:
                 raise MemoryClosed(
@@ -227,10 +236,9 @@ class ConnectionQueue:
             self._waiting.append(member)
             if self._draining:
                 self._arrival.notify()
-                return waiter
+                return
             self._draining = True
         _background.loop().call_soon_threadsafe(self._start_drain)
-        return waiter
 
     @property
     def opened(self) -> bool:
@@ -407,6 +415,8 @@ class ConnectionQueue:
 
 def _set_outcomes(members: Sequence[_Member[Any]]) -> None:
     for member in members:
+        if member.waiter.cancelled():
+            continue
         if member.error is not None:
             member.waiter.set_exception(member.error)
         else:

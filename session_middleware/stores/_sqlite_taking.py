@@ -24,18 +24,31 @@ from session_middleware.errors import (
     WrongSession,
 )
 from session_middleware.history import holds_output
-from session_middleware.memory import CarriedRun, Item, Lease, Taken, TakeTurn
+from session_middleware.memory import (
+    CarriedRun,
+    Item,
+    Lease,
+    Loaded,
+    Reading,
+    Taken,
+    TakeTurn,
+)
 from session_middleware.stores._base import decode_items
 from session_middleware.stores._sqlite_moments import moment_of, text_of
+from session_middleware.stores._sqlite_reads import load_turns
 
 CLOCK_STEP = 1.0
 """Seconds by which a clock may be corrected without a lease looking like one from the future."""
+
+SHORT = 200
+"""So many items of a history are read by who takes the session, at once."""
 
 _SESSION = """
     SELECT key, token, leased_turn, lease_until, lease_seconds,
         (SELECT max(turn) FROM turn WHERE session = key) AS newest
     FROM session WHERE session_id = ?
 """
+_AT_MOST = "SELECT count(*) FROM (SELECT 1 FROM item WHERE session = ? LIMIT ?)"
 _NEW_SESSION = "INSERT INTO session (session_id) VALUES (?) RETURNING key"
 _GRANT = """
     UPDATE session SET token = ?, leased_turn = ?, lease_until = ?, lease_seconds = ?
@@ -139,13 +152,17 @@ def take(connection: sqlite3.Connection, request: TakeTurn, lease: float) -> tup
     token = secrets.randbits(63)
     connection.execute(_GRANT, (token, turn, now + lease, lease, key))
     runs = []
+    loaded = None
     if resumed is not None or earlier is not None:
         runs = connection.execute(_RUNS, (key, turn)).fetchall()
+    elif request.read is not None:
+        loaded = _read_if_short(connection, request.session_id, session, request.read)
     taken = Taken(
         Lease(request.session_id, turn, token),
         next_run=max((run for run, _, _ in runs), default=0) + 1,
         resumed=resumed is not None,
         carried=() if resumed is not None else _carried(connection, key, turn, runs),
+        loaded=loaded,
     )
     return taken, key
 
@@ -162,6 +179,18 @@ def look_up(
     if resumed is None:
         earlier = _earlier_attempt(connection, request, session, now or time.time())
     return session, resumed, earlier
+
+
+def _read_if_short(
+    connection: sqlite3.Connection, session_id: str, session: _Session, what: Reading
+) -> Loaded | None:
+    """The history, where reading it keeps those who want to write waiting for no longer."""
+    if not session.newest:
+        return Loaded([])
+    (items,) = connection.execute(_AT_MOST, (session.key, SHORT + 1)).fetchone()
+    if items > SHORT:
+        return None
+    return load_turns(connection, session_id, what.newest, None, what.texts)
 
 
 def _parked_turn(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace as replace_fields
 from datetime import UTC, datetime
 from typing import Any
 
 from session_middleware.errors import TurnLost
 from session_middleware.history import up_to_last_output
-from session_middleware.memory import Item, Lease, TurnEnd
+from session_middleware.memory import Item, Lease, RunItems, TurnEnd
 from session_middleware.stores._base import decode_items
 from session_middleware.stores._sqlite_moments import text_of
 
@@ -27,6 +27,11 @@ _FENCE = """
 """
 _FENCE_ONLY = "UPDATE session SET token = token WHERE session_id = ? AND token = ? RETURNING key"
 _FENCE_TO_END = "UPDATE session SET token = NULL WHERE session_id = ? AND token = ? RETURNING key"
+_FENCE_AND_END = """
+    UPDATE session SET token = NULL, created_at = coalesce(created_at, CURRENT_TIMESTAMP),
+        updated_at = CURRENT_TIMESTAMP
+    WHERE session_id = ? AND token = ? RETURNING key
+"""
 _FENCE_TO_EMPTY = """
     UPDATE session SET created_at = NULL WHERE session_id = ? AND token = ? RETURNING key
 """
@@ -48,15 +53,16 @@ _PAST_TURN = """
     INSERT INTO turn (session, turn, state, started_at, ended_at) VALUES (?, ?, 'completed', ?, ?)
 """
 _END = """
-    UPDATE turn SET state = ?, ended_at = ?, agent = ?, error_type = ?, sdk_trace_ids = ?,
-        otel_trace_id = ?, usage = ?, output_text = ?, history_digest = ?
+    UPDATE turn SET state = ?, ended_at = ?, agent = ?, error_type = ?,
+        sdk_trace_ids = coalesce(?, sdk_trace_ids), otel_trace_id = ?, usage = ?,
+        output_text = ?, history_digest = ?
     WHERE session = ? AND turn = ?
 """
 _TRACES = "SELECT sdk_trace_ids FROM turn WHERE session = ? AND turn = ?"
 _RUN = """
     INSERT INTO run (session, turn, run, state, input_digest) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (session, turn, run)
-    DO UPDATE SET input_digest = coalesce(input_digest, excluded.input_digest)
+    ON CONFLICT (session, turn, run) DO UPDATE SET
+        state = excluded.state, input_digest = coalesce(input_digest, excluded.input_digest)
 """
 _RUN_STATE = """
     INSERT INTO run (session, turn, run, state) VALUES (?, ?, ?, ?)
@@ -103,25 +109,39 @@ def _fence(connection: sqlite3.Connection, statement: str, lease: Lease) -> int:
     return int(rows[0][0])
 
 
-def append(
-    connection: sqlite3.Connection,
-    lease: Lease,
-    run: int,
-    position: int,
-    texts: Sequence[str],
-    input_digest: str | None,
+def write(
+    connection: sqlite3.Connection, lease: Lease, items: Sequence[RunItems], how: TurnEnd | None
 ) -> None:
-    """Store the texts; storing the same at the same place once more changes nothing."""
-    key = _fence(connection, _FENCE if texts else _FENCE_ONLY, lease)
-    connection.execute(_RUN, (key, lease.turn, run, "running", input_digest))
-    rows = [(key, lease.turn, run, at, text) for at, text in enumerate(texts, start=position)]
+    """Store the items, and the turn's end if it is given.
+
+    Storing the same at the same place once more changes nothing.
+    """
+    something = any(new.texts for new in items)
+    if how is None:
+        key = _fence(connection, _FENCE if something else _FENCE_ONLY, lease)
+    else:
+        key = _fence(connection, _FENCE_AND_END if something else _FENCE_TO_END, lease)
+    states: Mapping[int, str] = {} if how is None else how.runs
+    for new in items:
+        state = states.get(new.run, "running")
+        connection.execute(_RUN, (key, lease.turn, new.run, state, new.input_digest))
+        _append(connection, key, lease.turn, new)
+    if how is None:
+        return
+    others = states.keys() - {new.run for new in items}
+    connection.executemany(_RUN_STATE, [(key, lease.turn, run, states[run]) for run in others])
+    _end(connection, key, lease.turn, how)
+
+
+def _append(connection: sqlite3.Connection, key: int, turn: int, new: RunItems) -> None:
+    rows = [(key, turn, new.run, at, text) for at, text in enumerate(new.texts, new.position)]
     if connection.executemany(_ITEM, rows).rowcount == len(rows) or not rows:
         return
-    last = position + len(texts) - 1
-    stored = connection.execute(_STORED, (key, lease.turn, run, position, last)).fetchall()
-    if [text for _, text in stored] != list(texts):
+    last = rows[-1][3]
+    stored = connection.execute(_STORED, (key, turn, new.run, new.position, last)).fetchall()
+    if [text for _, text in stored] != new.texts:
         raise ValueError(
-            f"run {run} of turn {lease.turn} has other items from {position} to {last}"
+            f"run {new.run} of turn {turn} has other items from {new.position} to {last}"
         )
 
 
@@ -144,19 +164,18 @@ def retry(connection: sqlite3.Connection, lease: Lease, failed: int, run: int) -
     return kept
 
 
-def end(connection: sqlite3.Connection, lease: Lease, how: TurnEnd) -> None:
-    """Write the turn's end and let the session go."""
-    key = _fence(connection, _FENCE_TO_END, lease)
-    turn = lease.turn
-    connection.executemany(_RUN_STATE, [(key, turn, run, state) for run, state in how.runs.items()])
+def _end(connection: sqlite3.Connection, key: int, turn: int, how: TurnEnd) -> None:
+    """Write how the turn, whose session is let go already, ended."""
     if how.discard:
         connection.execute(_DROP_TURN_ITEMS, (key, turn))
-    (earlier,) = _one(connection, _TRACES, (key, turn))
-    traces = list(dict.fromkeys((*json.loads(earlier), *how.sdk_trace_ids)))
-    usage = None if how.usage is None else json.dumps(how.usage)
     connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
     if how.state == "completed" and connection.execute(_WAITS, (key, turn)).fetchone():
         how = replace_fields(how, state="awaiting_approval", output_text=None)
+    traces = None
+    if how.sdk_trace_ids:
+        (earlier,) = _one(connection, _TRACES, (key, turn))
+        traces = json.dumps(list(dict.fromkeys((*json.loads(earlier), *how.sdk_trace_ids))))
+    usage = None if how.usage is None else json.dumps(how.usage)
     connection.execute(
         _END,
         (
@@ -164,7 +183,7 @@ def end(connection: sqlite3.Connection, lease: Lease, how: TurnEnd) -> None:
             text_of(how.ended_at),
             how.agent,
             how.error_type,
-            json.dumps(traces),
+            traces,
             how.otel_trace_id,
             usage,
             how.output_text,

@@ -25,6 +25,7 @@ from session_middleware.memory import (
     Item,
     Lease,
     Loaded,
+    RunItems,
     SessionMemory,
     Taken,
     TakeTurn,
@@ -175,7 +176,7 @@ class FlatTurns:
         added = _decoded(texts)
         books = self._books
         with books.lock:
-            books.ledger.append(lease, run, position, texts, input_digest)
+            books.ledger.append(lease, [RunItems(run, position, texts, input_digest)])
             flow = books.flows[lease.session_id]
             flow.over.discard(run)
             if flow.through is None:

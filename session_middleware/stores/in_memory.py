@@ -19,6 +19,7 @@ from session_middleware.memory import (
     Item,
     Lease,
     Loaded,
+    RunItems,
     Taken,
     TakeTurn,
     TurnEnd,
@@ -110,9 +111,7 @@ class InMemorySessionMemory(TurnMemory):
         input_digest: str | None = None,
     ) -> None:
         """Store items as (session, turn, run, position ...); all of them or none."""
-        texts = encode_items(items)
-        with self._open() as ledger:
-            ledger.append(lease, run, position, texts, input_digest)
+        await self._store(lease, [RunItems(run, position, encode_items(items), input_digest)])
 
     async def retry_run(self, lease: Lease, failed: int, run: int) -> int:
         """Let ``run`` take over what ``failed`` left; returns how many items it starts with."""
@@ -121,9 +120,22 @@ class InMemorySessionMemory(TurnMemory):
 
     async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
         """Write the turn's end and let the session go."""
+        await self._store(lease, (), end)
+
+    async def write_turn(
+        self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
+    ) -> None:
+        """Store items, and the turn's end if it is given: all of it or nothing."""
+        await self._store(lease, items, end)
+
+    async def _store(
+        self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
+    ) -> None:
         with self._open() as ledger:
-            ledger.end(lease, end)
-            self._changed.notify_all()
+            ledger.append(lease, items)
+            if end is not None:
+                ledger.end(lease, end)
+                self._changed.notify_all()
 
     async def pop_item(self, session_id: str) -> Item | None:
         """Remove and return the newest item of the session; None where there is none.
@@ -131,7 +143,7 @@ class InMemorySessionMemory(TurnMemory):
         Raises:
             TurnLost: the current turn of this context no longer holds the session.
         """
-        lease = self._lease(check_session_id(session_id))
+        lease = await self._lease(check_session_id(session_id))
         with self._open() as ledger:
             if lease is not None:
                 ledger.fenced(lease)
@@ -156,8 +168,9 @@ class InMemorySessionMemory(TurnMemory):
             limit: at most this many.
             before: only turns with a smaller number; pass the last one seen to page on.
         """
+        await self._held(check_session_id(session_id))
         with self._open() as ledger:
-            return ledger.records(check_session_id(session_id), limit, before)
+            return ledger.records(session_id, limit, before)
 
     # --- SessionMemory, as far as the base leaves it open ----------------------------------
 

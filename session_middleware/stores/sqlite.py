@@ -14,6 +14,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +25,7 @@ from session_middleware.memory import (
     Item,
     Lease,
     Loaded,
+    RunItems,
     Taken,
     TakeTurn,
     TurnEnd,
@@ -108,6 +110,8 @@ class SQLiteSessionMemory(TurnMemory):
     async def take_turn(self, request: TakeTurn) -> Taken:
         """Take the session, or say why not; never wait for its holder."""
         check_session_id(request.session_id)
+        if type(self).load_turns is not SQLiteSessionMemory.load_turns:
+            request = replace(request, read=None)  # a subclass reads in its own way
         work = partial(taking.take, request=request, lease=self.lease_seconds)
         outcome = self._file.writes.submit(work)
         try:
@@ -167,18 +171,25 @@ class SQLiteSessionMemory(TurnMemory):
         input_digest: str | None = None,
     ) -> None:
         """Store items as (session, turn, run, position ...); all of them or none."""
-        texts = encode_items(items)
-        await self._write(
-            partial(
-                writing.append,
-                lease=lease,
-                run=run,
-                position=position,
-                texts=texts,
-                input_digest=input_digest,
-            ),
-            keep=self._keep,
-        )
+        await self._store(lease, [RunItems(run, position, encode_items(items), input_digest)])
+
+    async def write_turn(
+        self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
+    ) -> None:
+        """Store items, and the turn's end if it is given: all of it or nothing."""
+        await self._store(lease, items, end)
+
+    async def _store(
+        self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
+    ) -> None:
+        keep = self._keep and bool(items)
+        if end is not None:
+            keep = keep or end.durable or (end.discard and self._keep)
+        try:
+            await self._write(partial(writing.write, lease=lease, items=items, how=end), keep=keep)
+        finally:
+            if end is not None:
+                self._file.leases.drop(lease.token)
 
     async def retry_run(self, lease: Lease, failed: int, run: int) -> int:
         """Let ``run`` take over what ``failed`` left; returns how many items it starts with."""
@@ -188,11 +199,7 @@ class SQLiteSessionMemory(TurnMemory):
 
     async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
         """Write the turn's end and let the session go."""
-        keep = end.durable or (end.discard and self._keep)
-        try:
-            await self._write(partial(writing.end, lease=lease, how=end), keep=keep)
-        finally:
-            self._file.leases.drop(lease.token)
+        await self._store(lease, (), end)
 
     async def pop_item(self, session_id: str) -> Item | None:
         """Remove and return the newest item of the session; None where there is none.
@@ -200,7 +207,7 @@ class SQLiteSessionMemory(TurnMemory):
         Raises:
             TurnLost: the current turn of this context no longer holds the session.
         """
-        lease = self._lease(check_session_id(session_id))
+        lease = await self._lease(check_session_id(session_id))
         return await self._write(
             partial(writing.pop, session_id=session_id, lease=lease), keep=self._keep
         )
@@ -222,7 +229,7 @@ class SQLiteSessionMemory(TurnMemory):
             limit: at most this many.
             before: only turns with a smaller number; pass the last one seen to page on.
         """
-        check_session_id(session_id)
+        await self._held(check_session_id(session_id))
         return await self._read(
             partial(reading.records, session_id=session_id, limit=limit, before=before)
         )
@@ -305,7 +312,7 @@ class SQLiteSessionMemory(TurnMemory):
             raise
 
     async def _read(self, work: Callable[[Any], T]) -> T:
-        return await asyncio.shield(self._file.reads.submit(work))
+        return await self._file.reads.submit_read(work)
 
 
 def _seconds(name: str, value: object) -> float:
