@@ -187,7 +187,7 @@ async def test_an_answer_that_nobody_waits_for_may_be_forgotten(method: str) -> 
     await carried_out(method, local_agent(), "Hi", memory, decoration={"on_unavailable": "forget"})
     assert memory.failed == "append and end"
     (record,) = await memory.turns("s")
-    assert (record.state, record.error_type) == ("completed", "OSError")
+    assert (record.state, record.error_type) == ("completed", "MemoryUnavailable")
 
 
 async def test_an_answer_to_a_session_that_was_taken_away_is_lost(each_memory: Any) -> None:
