@@ -73,7 +73,9 @@ def make_ready(connection: sqlite3.Connection, path: str, timeout: float) -> Non
 
 
 def _make_ready(connection: sqlite3.Connection, path: str) -> None:
+    connection.execute("BEGIN")  # one look: another process may be giving the file its layout
     ready = schema.is_ready(connection, path)
+    connection.execute("COMMIT")
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     if mode not in ("wal", "memory"):
         connection.execute("PRAGMA journal_mode = WAL").fetchone()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 from session_middleware.errors import SessionBusy
 from session_middleware.memory import TakeTurn
+from session_middleware.stores._sqlite_file import make_ready
 from session_middleware.stores.sqlite import SQLiteSessionMemory
 
 PRELUDE = """
@@ -29,6 +32,7 @@ sys.modules["session_middleware"] = package
 
 from datetime import UTC, datetime
 from session_middleware.memory import TakeTurn, TurnEnd
+from session_middleware.stores._sqlite_file import make_ready
 from session_middleware.stores.sqlite import SQLiteSessionMemory
 
 path = sys.argv[1]
@@ -106,6 +110,28 @@ def test_eight_processes_start_on_one_new_file(scripts):
         assert (worker.returncode, err) == (0, "")
     stored = [item["content"] for item in asyncio.run(loaded(scripts.path, "shared"))]
     assert sorted(stored) == sorted(f"{w.pid}-{n}" for w in workers for n in range(5))
+
+
+def test_the_layout_is_looked_at_in_one_go(tmp_path):
+    """Another process that gives the file its layout halfway through does not confuse."""
+    path = str(tmp_path / "chat.db")
+    with (
+        closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as connection,
+        closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as another,
+    ):
+        interfered = []
+
+        def interfere(statement: str) -> None:
+            if "user_version" in statement and not interfered:
+                interfered.append(statement)
+                with suppress(sqlite3.OperationalError):  # it has to wait
+                    make_ready(another, path, 0)
+
+        connection.set_trace_callback(interfere)
+        make_ready(connection, path, 1)
+        connection.set_trace_callback(None)
+        assert interfered
+        make_ready(another, path, 1)
 
 
 async def test_a_killed_holder_is_taken_over_when_its_lease_ends(scripts):
