@@ -185,6 +185,9 @@ def _is_plainly_good(items: list[Any]) -> TypeGuard[list[_Item]]:
     ids = [own for item in items if (own := item.get("id", PLACEHOLDER_ID)) != PLACEHOLDER_ID]
     try:
         if len(set(ids)) < len(ids):  # a message, for one, may have the id of another
+            references = [known for item in items if (known := _reference(item)) is not None]
+            if len(set(references)) < len(references):
+                return False
             ids = [own for item in items if (own := _own_id(item)) is not None]
         return len(set(ids)) == len(ids) and _is_in_order(items)
     except TypeError:  # a list or an object stands where a type or an id belongs
@@ -232,6 +235,14 @@ def _own_id(item: _Item) -> str | None:
     if kind is None or kind == "message":
         return item_id if "role" in item and item_id.startswith("msg_") else None
     return None if kind in ("item_reference", "mcp_approval_request") else item_id
+
+
+def _reference(item: _Item) -> tuple[object, str] | None:
+    """What an item says that stands for a stored one; of two such the SDK keeps the later."""
+    kind, item_id = item.get("type"), item.get("id")
+    if kind not in (None, "item_reference") or "role" in item or item_id == PLACEHOLDER_ID:
+        return None
+    return (kind, item_id) if isinstance(item_id, str) else None
 
 
 class _Answer(NamedTuple):
@@ -352,10 +363,15 @@ def _after_parallel_calls(
 def _reasoning_before_its_item(entries: list[_Entry], faults: list[Fault]) -> list[_Entry]:
     kept: list[_Entry] = []
     followed = False
+    references: set[object] = set()
     for entry in reversed(entries):
         position, item = entry
         kind = item.get("type")
-        if kind != "reasoning":
+        reference = _reference(item)
+        if reference is not None and reference in references:
+            pass  # the model will not see this one
+        elif kind != "reasoning":
+            references.add(reference)
             followed = kind not in _ANSWERED_TYPES and not _is_input_message(item)
         elif not followed:
             faults.append(Fault(position, "dangling_reasoning"))

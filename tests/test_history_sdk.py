@@ -23,7 +23,7 @@ from agents.run_internal.session_persistence import prepare_input_with_session
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from agents.tool import function_tool
 from histories import ARBITRARY, good_histories, texts
-from hypothesis import given
+from hypothesis import example, given
 from openai.types.responses import ResponseOutputItem
 from openai.types.responses.response_input_item_param import ResponseInputItemParam
 
@@ -181,6 +181,14 @@ def test_what_reaches_the_model_is_paired_and_has_all_text(history: list[Any]) -
     assert texts(prepared) == [*texts(history), ("user", "new")]
 
 
+@example(
+    [
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"id": "msg_1"},
+        {"role": "user", "content": "again"},
+        {"id": "msg_1"},
+    ]
+)
 @given(ARBITRARY)
 def test_no_reasoning_reaches_the_model_without_what_it_led_to(history: list[Any]) -> None:
     """With the pending calls gone, no reasoning is left in front of nothing."""
