@@ -37,6 +37,7 @@ _TRANSIENT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCO
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _FORK_PATIENCE = 1.0
+_STARTS = 4
 _LINGER = 0.05  # seconds; operations come in bursts, and a hop through two threads costs more
 
 
@@ -193,6 +194,7 @@ class ConnectionQueue:
         self._arrival = threading.Condition()
         self.running = threading.Lock()  # held whenever SQLite is inside a call
         self._waiting: deque[_Member[Any]] = deque()
+        self._starting: deque[_Member[Any]] = deque()
         self._draining = False
         self._drain_task: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[aiosqlite.Connection] | None = None
@@ -205,12 +207,14 @@ class ConnectionQueue:
         work: Callable[[sqlite3.Connection], T],
         *,
         keep: bool = False,
+        starts: bool = False,
         timeout: float | None = None,
     ) -> Outcome[T]:
         """Let ``work`` run in the next group; the future is of the caller's running loop.
 
         Args:
             keep: what it writes must survive a power failure once the future is done.
+            starts: it starts something that will write more, and waits where many do.
             timeout: seconds to wait for a locked database, when not the queue's own.
 
         Raises:
@@ -218,7 +222,7 @@ class ConnectionQueue:
         """
         patience = self._timeout if timeout is None else timeout
         waiter: Outcome[T] = Outcome(loop=asyncio.get_running_loop())
-        self._add(_Member(work, keep, time.monotonic() + patience, waiter))
+        self._add(_Member(work, keep, time.monotonic() + patience, waiter), starts)
         return waiter
 
     def submit_read(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
@@ -227,13 +231,13 @@ class ConnectionQueue:
         self._add(_Member(work, False, time.monotonic() + self._timeout, waiter))
         return waiter
 
-    def _add(self, member: _Member[Any]) -> None:
+    def _add(self, member: _Member[Any], starts: bool = False) -> None:
         with self._arrival:
             if self._closed:
                 raise MemoryClosed(
                     f"the memory in {self._path} was closed by cleanup(): make a new one"
                 )
-            self._waiting.append(member)
+            (self._starting if starts else self._waiting).append(member)
             if self._draining:
                 self._arrival.notify()
                 return
@@ -381,12 +385,17 @@ class ConnectionQueue:
     # --- both ------------------------------------------------------------------------------
 
     def _take_waiting(self, *, last: bool) -> list[_Member[Any]]:
-        """Everything that waits; with ``last`` and nothing there for a while, the drain is over."""
+        """What runs next; with ``last`` and nothing there for a while, the drain is over.
+
+        Of what starts only a few at a time: what has begun is finished first, so that with many
+        at once the first are done before the last have begun, and none of them takes longer.
+        """
         with self._arrival:
-            if last and not self._waiting and not self._closed:
+            if last and not (self._waiting or self._starting or self._closed):
                 self._arrival.wait(_LINGER)
             group = list(self._waiting)
             self._waiting.clear()
+            group += [self._starting.popleft() for _ in range(min(_STARTS, len(self._starting)))]
             if last and not group:
                 self._draining = False
             return group
@@ -394,8 +403,9 @@ class ConnectionQueue:
     def _give_up(self) -> list[_Member[Any]]:
         """Everything that waits; the drain is over."""
         with self._arrival:
-            group = list(self._waiting)
+            group = [*self._waiting, *self._starting]
             self._waiting.clear()
+            self._starting.clear()
             self._draining = False
             return group
 

@@ -113,7 +113,7 @@ class SQLiteSessionMemory(TurnMemory):
         if type(self).load_turns is not SQLiteSessionMemory.load_turns:
             request = replace(request, read=None)  # a subclass reads in its own way
         work = partial(taking.take, request=request, lease=self.lease_seconds)
-        outcome = self._file.writes.submit(work)
+        outcome = self._file.writes.submit(work, starts=True)
         try:
             taken, key = await outcome
         except asyncio.CancelledError:
