@@ -38,6 +38,8 @@ _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.05
 _FORK_PATIENCE = 1.0
 _STARTS = 4
+_FLUSHES = 16  # the quickest of them tells how quick the disk is: others waited for the interpreter
+_SLOW_FLUSH = 0.0005  # seconds
 _LINGER = 0.05  # seconds; operations come in bursts, and a hop through two threads costs more
 
 
@@ -199,6 +201,7 @@ class ConnectionQueue:
         self._drain_task: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[aiosqlite.Connection] | None = None
         self._broken = False
+        self._flushes: deque[float] = deque(maxlen=_FLUSHES)  # how long the newest took, in seconds
 
     # --- any thread ------------------------------------------------------------------------
 
@@ -339,7 +342,10 @@ class ConnectionQueue:
                 connection.execute("ROLLBACK")
                 connection.execute(self._begin)
                 self._run_members(connection, group, apart=True)
+            began = time.monotonic()
             connection.execute("COMMIT")
+            if synchronous == "FULL":
+                self._flushes.append(time.monotonic() - began)
         except BaseException as error:
             with suppress(sqlite3.Error):  # the connection is renewed below where this fails
                 if connection.in_transaction:
@@ -388,14 +394,18 @@ class ConnectionQueue:
         """What runs next; with ``last`` and nothing there for a while, the drain is over.
 
         Of what starts only a few at a time: what has begun is finished first, so that with many
-        at once the first are done before the last have begun, and none of them takes longer.
+        at once the first are done before the last have begun, and none of them takes longer. A
+        disk that is slow is rather shared by all.
         """
         with self._arrival:
             if last and not (self._waiting or self._starting or self._closed):
                 self._arrival.wait(_LINGER)
             group = list(self._waiting)
             self._waiting.clear()
-            group += [self._starting.popleft() for _ in range(min(_STARTS, len(self._starting)))]
+            starts = len(self._starting)
+            if min(self._flushes, default=0) < _SLOW_FLUSH:
+                starts = min(starts, _STARTS)
+            group += [self._starting.popleft() for _ in range(starts)]
             if last and not group:
                 self._draining = False
             return group

@@ -105,6 +105,34 @@ async def test_writes_that_wait_together_are_one_commit(memory):
         assert await memory.load_session(f"s{number}") == [user(str(number))]
 
 
+@pytest.mark.parametrize(("flush", "groups"), [(0.0001, [7, 4, 2]), (0.02, [13])])
+async def test_of_what_starts_few_are_let_in_at_a_time(memory, flush, groups):
+    """What has begun goes first, unless the disk is so slow that a flush is shared by all."""
+    await memory.ping()
+    queue = memory._file.writes
+    begun, blocked = threading.Event(), threading.Event()
+
+    def wait(connection: sqlite3.Connection) -> None:
+        begun.set()
+        blocked.wait(30)
+
+    hold = queue.submit(wait)
+    await asyncio.to_thread(begun.wait, 30)
+    queue._flushes.extend([flush] * 16)
+    members = []
+    kinds = [True] * 10 + [False] * 3
+    outcomes = [
+        queue.submit(lambda _: members.append(queue.counts.members), starts=kind) for kind in kinds
+    ]
+    before = queue.counts.members + 1
+    blocked.set()
+    await asyncio.gather(hold, *outcomes)
+    # What was counted before a group began is the same for all its members.
+    sizes = [members.count(seen) for seen in sorted(set(members))]
+    assert sizes == groups
+    assert queue.counts.members == before + 13
+
+
 async def test_an_error_of_one_member_is_its_own(memory):
     """In a group, the one whose fence fails writes nothing, and the others do."""
     lost = (await memory.take_turn(take("lost"))).lease
