@@ -39,6 +39,7 @@ class Outbox:
         """
         while self:
             mine: Future[None] = Future()
+            items: list[RunItems] = []
             with self._lock:
                 others = self._storing
                 if others is None:
