@@ -386,7 +386,6 @@ class Turn:
         if last and self.options.turn_writes is not None:
             self._outbox.put(RunItems(run, position, encode_items(items), input_digest))
             return
-        await self.settle()
         with self.telemetry.operation("create_memory") as operation:
             operation.count = len(items)
             await self.store.append_items(lease, run, position, items, input_digest=input_digest)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import GuardrailFunctionOutput, RunHooks, Runner, output_guardrail
+from agents import (
+    Agent,
+    GuardrailFunctionOutput,
+    ModelResponse,
+    RunConfig,
+    RunHooks,
+    Runner,
+    Usage,
+    output_guardrail,
+)
+from agents.models.interface import Model
+from agents.run import CallModelData, ModelInputData
+from agents.testing import ModelStep, ScriptedModel, assistant_message
 from harness import WatchedInMemory
+from openai.types.responses import ResponseReasoningItem
+from pydantic import BaseModel
 from scripted import assistant, call, local_agent, scripted_agent
 from stored import METHODS, carried_out, free, letters, states, stored, tool
 
@@ -89,6 +105,56 @@ async def test_an_answer_that_is_not_the_last_is_stored_before_what_follows(meth
     assert await stored(memory) == "U A C O A"
 
 
+class Answer(BaseModel):
+    """An agent that owes one of these is asked again when it only thought."""
+
+    text: str
+
+
+ANSWER = Answer(text="done").model_dump_json()
+THOUGHTS = ResponseReasoningItem(id="rs_1", type="reasoning", summary=[])
+
+
+class InTheFile(Model):
+    """Thinks, then answers; knows what lay in the file whenever it was asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[str] = []
+
+    def answer(self) -> list[Any]:
+        with sqlite3.connect(self.path) as other:
+            texts = other.execute("SELECT item FROM item ORDER BY run, position").fetchall()
+        self.found.append(letters(json.loads(text) for (text,) in texts))
+        if len(self.found) > 1:
+            return [assistant_message(ANSWER, item_id="msg_done")]
+        return [THOUGHTS]
+
+    async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
+        return ModelResponse(output=self.answer(), usage=Usage(), response_id=None)
+
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for event in ScriptedModel([ModelStep(output=self.answer())]).stream_response(
+            *args, **kwargs
+        ):
+            yield event
+
+
+@both_ways
+async def test_a_model_is_asked_when_what_led_to_it_is_stored(method: str, tmp_path: Path) -> None:
+    """Also where that is nothing but words: thoughts that no answer followed, or an input that
+    quotes an answer."""
+    memory = SQLiteSessionMemory(tmp_path / "chat.db")
+    model = InTheFile(tmp_path / "chat.db")
+    quoted = [{"role": "assistant", "content": "As I said."}]
+    await carried_out(
+        method, Agent(name="Thinking", model=model, output_type=Answer), quoted, memory
+    )
+    assert model.found == ["A", "A R"]
+    assert await stored(memory) == "A R A"
+    await memory.cleanup()
+
+
 # --- who looks -----------------------------------------------------------------------------
 
 
@@ -121,6 +187,22 @@ async def test_who_looks_in_the_turn_sees_all_of_it(each_memory: Any) -> None:
         before = "" if look is newest else "U A " * turns
         assert looking.seen in ([f"{before}U A"], [f"{before}U"])  # as the SDK's order has it
         assert await stored(each_memory) == "U A " * turns + "U A"
+
+
+async def test_who_looks_before_a_model_is_asked_again(each_memory: Any, tmp_path: Path) -> None:
+    """A filter of the user's on the model's input sees the thoughts that came before."""
+    await each_memory.append_to_session("other", [{"role": "user", "content": "."}])
+    seen = []
+
+    async def look(data: CallModelData[Any]) -> ModelInputData:
+        seen.append(letters(await each_memory.load_session("s")))
+        return data.model_data
+
+    agent = scripted_agent(ModelStep(output=[THOUGHTS]), assistant(ANSWER), output_type=Answer)
+    run = with_session_memory(Runner.run, memory=each_memory)
+    config = RunConfig(call_model_input_filter=look)
+    await run(agent, "Hi", run_config=config, session_id="s")
+    assert seen == ["U", "U R"]
 
 
 async def test_what_a_guardrail_removes_stays_removed(each_memory: Any) -> None:
