@@ -104,6 +104,7 @@ class _ObservedRun:
 
     gated = False
     cancels_on_departure = False
+    owes = False
 
     def __init__(self, call: RunCall, session: ObservedSession, telemetry: TurnTelemetry) -> None:
         self.call = call
@@ -115,6 +116,9 @@ class _ObservedRun:
 
     def in_force(self) -> AbstractContextManager[None]:
         return self.telemetry.attached()
+
+    async def settle(self) -> None:
+        """Nothing waits: the session is not ours."""
 
     async def leave(self, error: BaseException | None = None) -> None:
         self.leave_soon(error)

@@ -281,6 +281,9 @@ class RunOf(Protocol):
 class SeatOf(Protocol):
     """What they need of a seat, which they leave."""
 
+    @property
+    def owes(self) -> bool: ...
+    async def settle(self) -> None: ...
     async def leave(self, error: BaseException | None = None) -> None: ...
     def leave_blocking(self, error: BaseException | None = None) -> None: ...
     def leave_soon(self, error: BaseException | None = None) -> None: ...
@@ -303,6 +306,8 @@ async def run(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
                 await one.prepare()
                 one.equip()
                 result = await one.call.go()
+                if seat.owes:
+                    await seat.settle()
             except BaseException as failure:
                 one.over(error=failure, here=True)
                 raise
@@ -326,6 +331,8 @@ def run_blocking(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
                 _background.wait(one.prepare())
                 one.equip()
                 result = one.call.go()
+                if seat.owes:
+                    _background.wait(seat.settle())
             except BaseException as failure:
                 one.over(error=failure, here=True)
                 raise
@@ -384,7 +391,10 @@ class _Ending:
         self.started = True
         error: BaseException | None = None
         try:
-            return await self.loop_task
+            result = await self.loop_task
+            if self.seat.owes:
+                await self.seat.settle()
+            return result
         except BaseException as failure:
             error = failure
             raise

@@ -54,6 +54,15 @@ class Seat:
                 return None
         return None
 
+    @property
+    def owes(self) -> bool:
+        """Whether items wait to be stored that leaving will not store: the turn goes on."""
+        return self.turn.owes and self.turn.is_shared
+
+    async def settle(self) -> None:
+        """Store them, as long as the run can still fail for it."""
+        await self.turn.settle()
+
     async def leave(self, error: BaseException | None = None) -> None:
         """Leave the turn; the last one to leave ends it, and hears of what went wrong then."""
         turn = self.turn

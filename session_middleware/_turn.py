@@ -311,6 +311,11 @@ class Turn:
     # --- runs ------------------------------------------------------------------------------
 
     @property
+    def is_shared(self) -> bool:
+        """Whether it goes on when the next one leaves."""
+        return self._seats > 1
+
+    @property
     def owes(self) -> bool:
         """Whether items of its runs wait to be stored."""
         return bool(self._outbox)

@@ -27,7 +27,7 @@ from harness import WatchedInMemory
 from openai.types.responses import ResponseReasoningItem
 from pydantic import BaseModel
 from scripted import assistant, call, local_agent, scripted_agent
-from stored import METHODS, carried_out, free, letters, states, stored, tool
+from stored import METHODS, carried_out, free, letters, run_by, states, stored, tool
 
 from session_middleware import (
     InMemorySessionMemory,
@@ -259,6 +259,30 @@ async def test_an_answer_that_cannot_be_stored_fails_its_turn(method: str) -> No
     assert (record.state, record.error_type) == ("failed", "MemoryUnavailable")
     assert record.output_text is None
     assert letters(record.items) == "U"
+
+
+@both_ways
+@pytest.mark.parametrize("after_effect", [False, True])
+async def test_a_run_whose_answer_could_not_be_stored_is_made_again(
+    method: str, after_effect: bool
+) -> None:
+    """Within a function that tries again there is one question and one answer in the end."""
+    memory = WatchedInMemory()
+
+    @with_session_memory(memory=memory)
+    async def chat() -> None:
+        memory.will_fail(3, after_effect=after_effect)  # after the load and the question
+        with pytest.raises(MemoryUnavailable):
+            await run_by(method, scripted_agent(assistant("one")), "Hi")
+        assert memory.failed == "append"
+        memory.recovers()
+        await run_by(method, scripted_agent(assistant("two")), "Hi")
+
+    await chat(session_id="s")
+    (record,) = await memory.turns("s")
+    assert letters(record.items) == "U A"
+    assert "two" in str(record.items[1])
+    assert record.state == "completed"
 
 
 @both_ways
