@@ -1,0 +1,148 @@
+"""Where the time of one run goes, by what its session is: nothing, a list, the SDK's, or ours.
+
+python -m tests.benchmarks.where
+
+The list reads and keeps nothing, so what it adds is the SDK's own work on a history: no session can
+add less. Steps are timed from call to answer, in the same process and in turns; medians in ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from agents import Runner, SQLiteSession, set_trace_processors, set_tracing_disabled
+
+from session_middleware import SQLiteSessionMemory, _run, history
+
+from .contenders import Ours, SDKSQLite
+from .runs import QUESTION
+from .subjects import history as items_of
+from .subjects import null_agent
+
+ROUNDS = {0: 200, 100: 100, 1_000: 30}
+
+STEPS: list[tuple[str, Any, str]] = [
+    ("SQLiteSession.get_items", SQLiteSession, "get_items"),
+    ("SQLiteSession.add_items", SQLiteSession, "add_items"),
+    ("take, with a short history", SQLiteSessionMemory, "take_turn"),
+    ("load of a longer one", SQLiteSessionMemory, "load_turns"),
+    ("store the input", SQLiteSessionMemory, "append_items"),
+    ("store the answer, end the turn", SQLiteSessionMemory, "write_turn"),
+    ("look for faults when it is loaded", history, "repair"),
+    ("look for faults before the model", _run, "repair"),
+]
+
+
+class ListSession:
+    """A session that is a list, and keeps nothing."""
+
+    session_id = "list"
+    session_settings = None
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    async def get_items(self, limit: int | None = None) -> list[Any]:
+        return list(self.items)
+
+    async def add_items(self, items: list[Any]) -> None: ...
+    async def pop_item(self) -> None: ...
+    async def clear_session(self) -> None: ...
+
+
+@contextmanager
+def timed(found: dict[str, list[float]]) -> Iterator[None]:
+    """Every step's times, by its name, for the length of the block."""
+    originals = [(owner, name, getattr(owner, name)) for _, owner, name in STEPS]
+    for (what, owner, name), (_, _, original) in zip(STEPS, originals, strict=True):
+        setattr(owner, name, _timing(original, found.setdefault(what, [])))
+    try:
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def _timing(step: Callable[..., Any], took: list[float]) -> Callable[..., Any]:
+    if not asyncio.iscoroutinefunction(step):
+
+        @functools.wraps(step)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            began = perf_counter()
+            try:
+                return step(*args, **kwargs)
+            finally:
+                took.append((perf_counter() - began) * 1000)
+
+        return plain
+
+    @functools.wraps(step)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        began = perf_counter()
+        try:
+            return await step(*args, **kwargs)
+        finally:
+            took.append((perf_counter() - began) * 1000)
+
+    return awaited
+
+
+async def measure(folder: Path, length: int) -> dict[str, float]:
+    """What runs on a history of that length gain, and the steps of which."""
+    agent = null_agent()
+    ours, sdk = Ours(folder), SDKSQLite(folder)
+    keepers = {"ours": ours.keeper(f"{length}"), "SQLiteSession": sdk.keeper(f"{length}")}
+    given = items_of(length)
+    for keeper in keepers.values():
+        if given:
+            await keeper.append(given)
+    runs: dict[str, Callable[[], Awaitable[Any]]] = {
+        "no session": lambda: Runner.run(agent, QUESTION),
+        "list": lambda: Runner.run(agent, QUESTION, session=ListSession(given)),
+        **{name: functools.partial(keepers[name].run, agent, QUESTION) for name in keepers},
+    }
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    steps: dict[str, list[float]] = {}
+    for _ in range(ROUNDS[length]):
+        for name, run in runs.items():
+            with timed(steps):
+                began = perf_counter()
+                await run()
+                took[name].append((perf_counter() - began) * 1000)
+            if name in keepers:
+                await keepers[name].pop()
+                await keepers[name].pop()
+    await ours.close()
+    await sdk.close()
+    least = median(took.pop("no session"))
+    gained = {f"a run gains: {name}": median(series) - least for name, series in took.items()}
+    return {
+        "a run without a session": least,
+        **gained,
+        **{what: median(series) for what, series in steps.items() if series},
+    }
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        columns = {length: await measure(Path(folder), length) for length in ROUNDS}
+    print("| ms | " + " | ".join(f"{length:,} items" for length in columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    rows = dict.fromkeys(what for column in columns.values() for what in column)
+    for what in sorted(rows, key=lambda what: (what not in columns[0], 0)):
+        cells = [f"{column[what]:.2f}" if what in column else "-" for column in columns.values()]
+        print(f"| {what} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    set_trace_processors([])
+    set_tracing_disabled(True)
+    asyncio.run(main())
