@@ -77,7 +77,7 @@ class Options:
         # Once here: asking a memory what it can do, with isinstance, is slow.
         turns = None if self.memory is None else turns_of(self.memory)
         object.__setattr__(self, "_turns", turns)
-        writes = turns if isinstance(turns, SupportsTurnWrites) else None
+        writes = turns if issubclass(type(turns), SupportsTurnWrites) else None
         object.__setattr__(self, "turn_writes", writes)
 
     @property

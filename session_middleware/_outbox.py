@@ -11,7 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 
-from session_middleware.errors import MemoryUnavailable
+from session_middleware.errors import TurnLost
 from session_middleware.memory import RunItems
 
 
@@ -51,7 +51,9 @@ class Outbox:
             try:
                 if items:
                     await store(items)
-            except (MemoryUnavailable, asyncio.CancelledError):
+            except TurnLost:
+                raise  # nobody can store them any more
+            except BaseException:  # whoever hears of it need not be the run they are of
                 with self._lock:
                     self._items = items + self._items
                 raise

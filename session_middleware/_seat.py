@@ -88,7 +88,7 @@ class Seat:
         if turn.left(error, owner=self._owner):
             _background.wait(turn.end() if error is None else turn.end_quietly())
             return
-        if turn.owes:
+        if turn.owes and _running_loop() is None:  # one that stores may be waiting for this loop
             with suppress(*([Exception] if error is not None else [])):
                 _background.wait(turn.settle())
         if turn.expiry is not None:

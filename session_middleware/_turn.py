@@ -211,7 +211,7 @@ class Turn:
     async def _take(self, read: bool) -> None:
         """Wait in line, then for the memory's lease."""
         reading = None
-        if read:
+        if read and getattr(type(self.store), "reads_with_taking", False):
             reading = _loading.first_reading(self.options.window, self.telemetry.recording)
         reject = self.options.on_busy == "reject"
         patience: float | None = self.options.wait_timeout or 2 * self.store.lease_seconds
@@ -342,10 +342,10 @@ class Turn:
 
     async def load(self, run: int, limit: int | None) -> list[Item]:
         """The history as the model gets it."""
+        prefetched, self._prefetched = self._prefetched, None
         await self.settle()
         lease = self.lease
         others = self.account.going_on(besides=run)
-        prefetched, self._prefetched = self._prefetched, None
         items, digest = await _loading.load(
             self.store,
             self.session_id,
@@ -391,6 +391,7 @@ class Turn:
         if last and self.options.turn_writes is not None:
             self._outbox.put(RunItems(run, position, encode_items(items), input_digest))
             return
+        await self.settle()
         with self.telemetry.operation("create_memory") as operation:
             operation.count = len(items)
             await self.store.append_items(lease, run, position, items, input_digest=input_digest)
@@ -401,6 +402,7 @@ class Turn:
 
         What the memory could not store waits on, as the run that it is of did not hear of it.
         """
+        self._prefetched = None  # whoever asks may be about to change what is stored
         try:
             await self._outbox.send(self._write_turn)
         except MemoryUnavailable as error:

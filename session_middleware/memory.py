@@ -407,7 +407,10 @@ class SupportsTurnWrites(Protocol):
     async def write_turn(
         self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
     ) -> None:
-        """Do what ``append_items`` does with each of these, and ``end_turn``: all or nothing."""
+        """Do what ``append_items`` does with each of these, and ``end_turn``: all or nothing.
+
+        It must not ask for the session's items by methods that wait for what the turn stores.
+        """
         ...
 
 
@@ -447,7 +450,8 @@ class SupportsTurns(Protocol):
            turn becomes ``abandoned``.
         4. A new token, a turn of the next number, in state running.
 
-        ``request.read`` may be answered or left to ``load_turns``.
+        ``request.read`` is given to a class that sets ``reads_with_taking``, and may be answered
+        or left to ``load_turns``.
         """
         ...
 

@@ -344,7 +344,7 @@ class ConnectionQueue:
                 self._run_members(connection, group, apart=True)
             began = time.monotonic()
             connection.execute("COMMIT")
-            if synchronous == "FULL":
+            if synchronous == "FULL" and connection.total_changes != changes:
                 self._flushes.append(time.monotonic() - began)
         except BaseException as error:
             with suppress(sqlite3.Error):  # the connection is renewed below where this fails
@@ -405,7 +405,10 @@ class ConnectionQueue:
             starts = len(self._starting)
             if min(self._flushes, default=0) < _SLOW_FLUSH:
                 starts = min(starts, _STARTS)
-            group += [self._starting.popleft() for _ in range(starts)]
+            for member in [self._starting.popleft() for _ in range(starts)]:
+                # Waiting here was no waiting for a locked file.
+                member.deadline = max(member.deadline, time.monotonic() + self._timeout)
+                group.append(member)
             if last and not group:
                 self._draining = False
             return group

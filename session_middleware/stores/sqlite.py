@@ -74,6 +74,7 @@ class SQLiteSessionMemory(TurnMemory):
 
     backend = "sqlite"
     networked = False
+    reads_with_taking = True
 
     def __init__(
         self,
