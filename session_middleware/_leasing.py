@@ -62,7 +62,7 @@ async def _take_whole(store: SupportsTurns, request: TakeTurn) -> Taken:
         return taking.result()
     if taking.exception() is None:
         taken, now = taking.result(), datetime.now(UTC)
-        end = TurnEnd("cancelled", now)
+        end = TurnEnd("cancelled", now, discard=taken.stored)
         if taken.resumed and request.resume is not None:  # it waits as before
             end = TurnEnd("awaiting_approval", now, park=(request.resume,))
         await _background.settle(store.end_turn(taken.lease, end))

@@ -85,7 +85,7 @@ async def _read(
     prefetched: tuple[Reading, Loaded] | None,
 ) -> Loaded:
     async def read(newest: LastTurns | LastItems | None) -> Loaded:
-        if prefetched is not None and not hide and prefetched[0] == Reading(newest, texts):
+        if prefetched is not None and prefetched[0] == Reading(newest, texts):
             return prefetched[1]
         return await store.load_turns(session_id, newest=newest, hide=hide, texts=texts)
 

@@ -55,6 +55,7 @@ class Options:
         on_departure: a streamed run whose consumer leaves finishes, or is cancelled.
         telemetry: providers, a mapping for the session id, baggage.
         turn_writes: the memory, where it stores items and the end of their turn at once.
+        reads_with_taking, stores_with_taking: what the memory can do when it is taken.
     """
 
     memory: SessionMemory | None = None
@@ -72,6 +73,8 @@ class Options:
     turn_writes: SupportsTurnWrites | None = dataclasses.field(
         init=False, repr=False, compare=False
     )
+    reads_with_taking: bool = dataclasses.field(init=False, repr=False, compare=False)
+    stores_with_taking: bool = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Once here: asking a memory what it can do, with isinstance, is slow.
@@ -79,6 +82,8 @@ class Options:
         object.__setattr__(self, "_turns", turns)
         writes = turns if issubclass(type(turns), SupportsTurnWrites) else None
         object.__setattr__(self, "turn_writes", writes)
+        for ability in ("reads_with_taking", "stores_with_taking"):
+            object.__setattr__(self, ability, getattr(type(turns), ability, False))
 
     @property
     def turns(self) -> SupportsTurns:

@@ -21,10 +21,11 @@ from session_middleware._redaction import Redaction
 from session_middleware._sdk import RunCall
 from session_middleware._seat import Seat
 from session_middleware._turn import Turn
-from session_middleware.errors import ConflictingMemory, MemoryUnavailable
+from session_middleware.errors import ConflictingMemory, InvalidItem, MemoryUnavailable
 from session_middleware.history import digest, holds_output, only_words, repair
 from session_middleware.hooks import SessionRunHooks
-from session_middleware.memory import Item, RunState
+from session_middleware.memory import Item, RunItems, RunState
+from session_middleware.stores import encode_items
 
 
 def input_digest(call: RunCall) -> str:
@@ -52,6 +53,7 @@ class Run:
         self.resumes = _sdk.parked_identity(call.input) if call.resumes else None
         self._digest = "" if call.resumes else input_digest(call)
         self._number: int | None = None
+        self._ahead: RunItems | None = None  # the input: stored, and not yet handed over
         self._left: LeftRun | None = None
         self._kept: int | None = None
         self._position = 0
@@ -93,6 +95,14 @@ class Run:
                 return
             # Interrupted from here on, they may be stored or not: a run that is made again asks.
             self._unsure = True
+            if self._ahead is not None:
+                ahead, self._ahead = self._ahead, None
+                if encode_items(kept) == ahead.texts:
+                    self.turn.hand_over(ahead)
+                else:
+                    await self.turn.append(number, 0, kept, self._digest, instead=True)
+                self._position, self._unsure = len(kept), False
+                return
             self._outputs = self._outputs or holds_output(kept)
             last = self._position > 0 and only_words(kept)
             await self.turn.append(number, self._position, kept, self._digest, last=last)
@@ -146,18 +156,32 @@ class Run:
         """Take the session if that is still to be done, and get a number in the turn."""
         turn = self.turn
         if turn.lease is None:
-            await turn.take(read=self.resumes is None)
+            given = self._given()
+            await turn.take(read=self.resumes is None, given=given)
+            if given is not None and turn.has_stored(given):
+                self._ahead = given
         if self._number is None:
             if self.resumes is not None:
                 await turn.resume(self.resumes)
             else:
                 self._claim()
-            self._number = turn.next_run()
+            self._number = turn.next_run() if self._ahead is None else self._ahead.run
             turn.account.starts(self._number)
             if self._left is not None:
                 self._kept = self._position = await self._take_over(self._left, self._number)
                 self._outputs = self._position > 0
         return self._number
+
+    def _given(self) -> RunItems | None:
+        """The new input as the SDK will hand it over, where that can be told before it does."""
+        changed = self.turn.options.redact is not None or _sdk.merges_input(self.call)
+        if not self.turn.options.stores_with_taking or self.resumes is not None or changed:
+            return None
+        try:
+            texts = encode_items(_sdk.new_items(self.call.input))
+        except InvalidItem:  # refused when it is handed over, if it still is that
+            return None
+        return RunItems(1, 0, texts, self._digest) if texts else None
 
     async def _take_over(self, left: LeftRun | None, number: int) -> int:
         kept = 0
@@ -201,6 +225,8 @@ class Run:
         """The run is over; ``here``: in the context it was called in."""
         if self._span is not None:
             self._span.finish(reset_current=here)
+        if self._ahead is not None:
+            self.turn.withdraw(self._ahead)
         self.call.arguments.clear()  # they name this run: without them it is freed at once
         state: RunState
         outcome = None
@@ -227,7 +253,7 @@ class Run:
         if claimed is not None and self._kept is None:
             mine = LeftRun(self._number, self._digest, claimed.has_outputs, also=claimed.also)
             return dataclasses.replace(claimed, also=mine)
-        if self._position > 0 or self._unsure:
+        if self._position > 0 or self._unsure or self._ahead is not None:
             return LeftRun(self._number, self._digest, self._outputs)
         return None
 

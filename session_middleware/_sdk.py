@@ -250,6 +250,11 @@ def drop_new_input(call: RunCall, dropped: Callable[[], bool]) -> None:
     _change_settings(call, session_input_callback=merge)
 
 
+def merges_input(call: RunCall) -> bool:
+    """Whether the call's own ``session_input_callback`` decides what is stored of its input."""
+    return _setting(call, "session_input_callback") is not None
+
+
 def filter_model_input(call: RunCall, change: Callable[[list[Any]], list[Any]]) -> None:
     """Let ``change`` have the last word on what each model call of the run is given.
 

@@ -105,6 +105,7 @@ class Turn:
         self._told: BaseException | None = None
         self.expiry: Future[None] | None = None
         self._prefetched: tuple[Reading, Loaded] | None = None
+        self._stored_input: RunItems | None = None
         self._outbox = Outbox()
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -186,11 +187,12 @@ class Turn:
 
     # --- take ------------------------------------------------------------------------------
 
-    async def take(self, *, read: bool = False) -> None:
+    async def take(self, *, read: bool = False, given: RunItems | None = None) -> None:
         """Take the session, once; calls that come meanwhile wait for the first.
 
         Args:
             read: a run loads the history next, so the memory may read it at once.
+            given: the new input of that run, which the memory may store at once.
         """
         while self._taken is None and not self.forgotten:
             mine: Future[None] = Future()
@@ -202,16 +204,16 @@ class Turn:
                 await asyncio.shield(asyncio.wrap_future(others))
                 continue
             try:
-                await self._take(read)
+                await self._take(read, given)
             finally:
                 with self._lock:
                     self._taking = None
                 mine.set_result(None)
 
-    async def _take(self, read: bool) -> None:
+    async def _take(self, read: bool, given: RunItems | None) -> None:
         """Wait in line, then for the memory's lease."""
         reading = None
-        if read and getattr(type(self.store), "reads_with_taking", False):
+        if read and self.options.reads_with_taking:
             reading = _loading.first_reading(self.options.window, self.telemetry.recording)
         reject = self.options.on_busy == "reject"
         patience: float | None = self.options.wait_timeout or 2 * self.store.lease_seconds
@@ -226,7 +228,7 @@ class Turn:
             self.telemetry.contended(busy.turn)
             raise
         try:
-            taken = await self._lease(began, 0 if reject else patience, reading)
+            taken = await self._lease(began, 0 if reject else patience, reading, given)
             self._holds(taken)
         except MemoryUnavailable as error:
             if not self.forgets("load_failed", error):
@@ -238,17 +240,23 @@ class Turn:
         else:
             if reading is not None and taken.loaded is not None:
                 self._prefetched = reading, taken.loaded
+            if taken.stored:
+                self._stored_input = given
         self.telemetry.taken(self.number or 0, time.monotonic() - began)
 
     async def _lease(
-        self, began: float, patience: float | None, read: Reading | None = None
+        self,
+        began: float,
+        patience: float | None,
+        read: Reading | None = None,
+        given: RunItems | None = None,
     ) -> Taken:
-        request = self._request(read)
+        request = self._request(read, given)
         return await _leasing.take(
             self.store, request, self.telemetry.contended, began=began, patience=patience
         )
 
-    def _request(self, read: Reading | None = None) -> TakeTurn:
+    def _request(self, read: Reading | None = None, given: RunItems | None = None) -> TakeTurn:
         return TakeTurn(
             self.session_id,
             self.started_at,
@@ -256,6 +264,7 @@ class Turn:
             input_digest=self._input_digest,
             resume=self._resume,
             read=read,
+            input=given,
         )
 
     def _holds(self, taken: Taken) -> None:
@@ -345,13 +354,17 @@ class Turn:
         prefetched, self._prefetched = self._prefetched, None
         await self.settle()
         lease = self.lease
-        others = self.account.going_on(besides=run)
+        hidden = self.account.going_on(besides=run)
+        if hidden:
+            prefetched = None
+        if self._stored_input is not None and self._stored_input.run == run:
+            hidden.add(run)  # the SDK adds it to the history itself
         items, digest = await _loading.load(
             self.store,
             self.session_id,
             self.options.window,
             limit,
-            (lease.turn, others) if lease is not None and others else None,
+            (lease.turn, hidden) if lease is not None and hidden else None,
             self.telemetry,
             prefetched,
         )
@@ -370,13 +383,21 @@ class Turn:
         return items
 
     async def append(
-        self, run: int, position: int, items: list[Item], input_digest: str, *, last: bool
+        self,
+        run: int,
+        position: int,
+        items: list[Item],
+        input_digest: str,
+        *,
+        last: bool = False,
+        instead: bool = False,
     ) -> None:
         """Store items of a run.
 
         Args:
             last: they are what its model says in the end. As nothing follows but the end of the
                 turn, they may wait for it, to be stored in the same transaction.
+            instead: they come in place of the input that was stored when the session was taken.
 
         Raises:
             InvalidItem: one of them cannot be stored; none of them is.
@@ -385,17 +406,45 @@ class Turn:
         lease = self.lease
         if lease is None:
             return
-        if self.expiry is not None:
-            raise TurnLost(f"{self._error}; nothing was written: start a new turn")
+        self._still_its_own()
         self._prefetched = None
-        if last and self.options.turn_writes is not None:
-            self._outbox.put(RunItems(run, position, encode_items(items), input_digest))
+        if instead:
+            self._stored_input = None
+        if (last or instead) and self.options.turn_writes is not None:
+            new = RunItems(run, position, encode_items(items), input_digest, instead)
+            self._outbox.put(new)
+            if instead:
+                await self.settle()
             return
         await self.settle()
         with self.telemetry.operation("create_memory") as operation:
             operation.count = len(items)
             await self.store.append_items(lease, run, position, items, input_digest=input_digest)
         self._stored(run, len(items))
+
+    def has_stored(self, given: RunItems) -> bool:
+        """Whether that input of a run was stored when the session was taken."""
+        return self._stored_input is given
+
+    def hand_over(self, given: RunItems) -> None:
+        """The SDK has handed over that input, and it is as it was stored.
+
+        Raises:
+            TurnLost: the turn's time is over.
+        """
+        self._still_its_own()
+        self._prefetched = self._stored_input = None
+        with self.telemetry.operation("create_memory") as operation:
+            operation.count = len(given.texts)
+        self._stored(given.run, len(given.texts))
+
+    def _still_its_own(self) -> None:
+        if self.expiry is not None:
+            raise TurnLost(f"{self._error}; nothing was written: start a new turn")
+
+    def withdraw(self, given: RunItems) -> None:
+        """The run is over, and the SDK never came to hand over that input."""
+        self._outbox.put(dataclasses.replace(given, texts=[], instead=True))
 
     async def settle(self) -> None:
         """Store what waits for the turn's end, because somebody looks or something follows.
@@ -416,7 +465,8 @@ class Turn:
             operation.count = sum(len(new.texts) for new in items)
             await self.options.turn_writes.write_turn(self.lease, items, end)
         for new in items:
-            self._stored(new.run, len(new.texts))
+            if new.texts:
+                self._stored(new.run, len(new.texts))
 
     def _stored(self, run: int, items: int) -> None:
         self.account.stored += items

@@ -155,6 +155,24 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class RunItems:
+    """Items of a run on their way into the memory.
+
+    Attributes:
+        position: the place of the first of them in the run, from 0.
+        texts: each item as JSON, as ``stores.encode_items`` writes it.
+        input_digest: kept with the run when its first items are stored.
+        instead: they come in place of all that the run has.
+    """
+
+    run: int
+    position: int
+    texts: list[str]
+    input_digest: str | None = None
+    instead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TakeTurn:
     """What a turn says when it takes its session.
 
@@ -162,6 +180,8 @@ class TakeTurn:
         input_digest: ``history.digest`` of the new input, where it is known before the run.
         resume: the identity under which a run was parked for approval, when this one resumes it.
         read: what of the history is to be read at once, if the memory can and it is not much.
+        input: the new input, to be stored at once as that of the turn's first run, if the memory
+            can and the turn is a new one that retries no other.
     """
 
     session_id: str
@@ -170,6 +190,7 @@ class TakeTurn:
     input_digest: str | None = None
     resume: str | None = None
     read: Reading | None = None
+    input: RunItems | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +211,9 @@ class Taken:
         resumed: the lease continues a parked turn.
         carried: runs of an earlier attempt with the same idempotency key.
         next_run: the number for the turn's next run; every run before it is used.
-        loaded: what the request asked to read; None where that is still to be loaded.
+        loaded: what the request asked to read; None where that is still to be loaded. The
+            request's own input is not part of it.
+        stored: whether the request's input was stored.
     """
 
     lease: Lease
@@ -198,22 +221,7 @@ class Taken:
     resumed: bool = False
     carried: tuple[CarriedRun, ...] = ()
     loaded: Loaded | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunItems:
-    """Items of a run on their way into the memory.
-
-    Attributes:
-        position: the place of the first of them in the run, from 0.
-        texts: each item as JSON, as ``stores.encode_items`` writes it.
-        input_digest: kept with the run when its first items are stored.
-    """
-
-    run: int
-    position: int
-    texts: list[str]
-    input_digest: str | None = None
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,7 +459,9 @@ class SupportsTurns(Protocol):
         4. A new token, a turn of the next number, in state running.
 
         ``request.read`` is given to a class that sets ``reads_with_taking``, and may be answered
-        or left to ``load_turns``.
+        or left to ``load_turns``. ``request.input`` is given to one that sets
+        ``stores_with_taking``; what is stored of it is on the disk, at the latest, when the turn's
+        next items are.
         """
         ...
 

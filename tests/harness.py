@@ -122,6 +122,7 @@ class Watched:
     fail_at: int | None = None
     after_effect = False
     pauses = False
+    stores_with_taking = True
     operations = 0
     failed: str | None = None
 
@@ -129,6 +130,12 @@ class Watched:
     def acknowledged(self) -> dict[str, list[Item]]:
         known: dict[str, list[Item]] = self.__dict__.setdefault("_acknowledged", {})
         return known
+
+    @property
+    def _ahead(self) -> dict[int, list[Item]]:
+        """By token, what was stored when the session was taken."""
+        stored: dict[int, list[Item]] = self.__dict__.setdefault("_stored_ahead", {})
+        return stored
 
     def will_fail(self, at: int, *, after_effect: bool) -> None:
         """Count anew, and fail at this operation."""
@@ -154,7 +161,19 @@ class Watched:
         return result
 
     async def take_turn(self, request: TakeTurn) -> Any:
-        return await self._operation("take", lambda: super(Watched, self).take_turn(request))  # type: ignore[misc]
+        taken = await self._operation("take", lambda: super(Watched, self).take_turn(request))  # type: ignore[misc]
+        if taken.stored and request.input is not None:
+            self._ahead[taken.lease.token] = _items_of([request.input])
+            self._acknowledge(taken.lease, self._ahead[taken.lease.token])
+        return taken
+
+    def _withdraw(self, lease: Lease) -> None:
+        """What was stored with the taking may go again as long as nothing else was stored."""
+        acknowledged = self.acknowledged.get(lease.session_id, [])
+        ahead = self._ahead.pop(lease.token)
+        if ahead:
+            assert acknowledged[-len(ahead) :] == ahead
+            del acknowledged[-len(ahead) :]
 
     async def load_turns(self, session_id: str, **how: Any) -> Any:
         return await self._operation(
@@ -185,6 +204,8 @@ class Watched:
 
     async def end_turn(self, lease: Lease, end: TurnEnd) -> None:
         await self._operation("end", lambda: super(Watched, self).end_turn(lease, end))  # type: ignore[misc]
+        if end.discard and self._ahead.get(lease.token):
+            self._withdraw(lease)
 
     async def write_turn(
         self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
@@ -193,8 +214,16 @@ class Watched:
             "append" if end is None else "append and end",
             lambda: super(Watched, self).write_turn(lease, items, end),  # type: ignore[misc]
         )
-        stored = [json.loads(text) for new in items for text in new.texts]
-        self.acknowledged.setdefault(lease.session_id, []).extend(stored)
+        if any(new.instead for new in items):
+            self._withdraw(lease)
+        self._acknowledge(lease, _items_of(items))
+
+    def _acknowledge(self, lease: Lease, items: list[Item]) -> None:
+        self.acknowledged.setdefault(lease.session_id, []).extend(items)
+
+
+def _items_of(written: Sequence[RunItems]) -> list[Item]:
+    return [json.loads(text) for new in written for text in new.texts]
 
 
 class WatchedInMemory(Watched, InMemorySessionMemory):
@@ -207,6 +236,7 @@ class WatchedOneByOne(WatchedInMemory):
     """One that cannot store items and the end of their turn at once."""
 
     write_turn = None  # type: ignore[assignment]
+    stores_with_taking = False
 
 
 class WatchedSQLite(Watched, SQLiteSessionMemory):

@@ -71,7 +71,7 @@ def test_a_failing_memory_breaks_no_session(
 @pytest.mark.parametrize("after_effect", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("kind", "at"),
-    [(WatchedInMemory, at) for at in range(1, 6)] + [(WatchedOneByOne, at) for at in range(1, 7)],
+    [(WatchedInMemory, at) for at in range(1, 5)] + [(WatchedOneByOne, at) for at in range(1, 7)],
 )
 async def test_a_run_that_forgets_goes_on_without_its_memory(
     kind: type[WatchedInMemory], at: int, after_effect: bool

@@ -250,7 +250,7 @@ async def test_runs_at_once_in_one_turn(each_memory: Any) -> None:
 async def test_an_answer_that_cannot_be_stored_fails_its_turn(method: str) -> None:
     """The caller hears of it, and the record says so; the session is free."""
     memory = WatchedInMemory()
-    memory.will_fail(4, after_effect=False)
+    memory.will_fail(3, after_effect=False)
     with pytest.raises(MemoryUnavailable):
         await carried_out(method, local_agent(), "Hi", memory)
     assert memory.failed == "append and end"
@@ -289,7 +289,7 @@ async def test_a_run_whose_answer_could_not_be_stored_is_made_again(
 async def test_an_answer_that_nobody_waits_for_may_be_forgotten(method: str) -> None:
     """With on_unavailable="forget" the turn completes, and its record names the error."""
     memory = WatchedInMemory()
-    memory.will_fail(4, after_effect=False)
+    memory.will_fail(3, after_effect=False)
     await carried_out(method, local_agent(), "Hi", memory, decoration={"on_unavailable": "forget"})
     assert memory.failed == "append and end"
     (record,) = await memory.turns("s")

@@ -17,10 +17,11 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from agents import Runner, function_tool
-from benchmarks.subjects import history, null_agent, one_turn
+from agents import Agent, Runner, function_tool
+from benchmarks.subjects import NullModel, history, null_agent, one_turn
 from benchmarks.very_long import fill
 from scripted import assistant, call, scripted_agent
 
@@ -128,11 +129,12 @@ def _whole_turn(connection: sqlite3.Connection, session_id: str) -> Callable[[],
     """A turn as it is written: taken, appended to, ended."""
 
     def turn() -> None:
-        request = TakeTurn(session_id, datetime.now(UTC), read=Reading())
-        taken = taking.take(connection, request, 30.0)[0]
         asked = RunItems(1, 0, ['{"role": "user"}'], "digest")
-        writing.write(connection, taken.lease, [asked], None)
-        answered = RunItems(1, 1, ['{"role": "assistant"}'], "digest")
+        request = TakeTurn(session_id, datetime.now(UTC), read=Reading(), input=asked)
+        taken = taking.take(connection, request, 30.0)[0]
+        called = RunItems(1, 1, ['{"type": "function_call"}'], "digest")
+        writing.write(connection, taken.lease, [called], None)
+        answered = RunItems(1, 2, ['{"role": "assistant"}'], "digest")
         end = TurnEnd("completed", request.started_at, runs={1: "completed"})
         writing.write(connection, taken.lease, [answered], end)
 
@@ -181,10 +183,11 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-async def test_a_run_flushes_the_file_once_for_its_input_and_once_for_each_model_turn(
+async def test_a_run_waits_for_the_disk_once_for_each_model_turn(
     memory: SQLiteSessionMemory,
 ) -> None:
-    """Taking the session waits for no disk; the turn's end is written with the last items."""
+    """Its input is stored with the taking and waits for no disk; the end of the turn is written
+    with the last items. Where a model turn takes a while the input is flushed by itself."""
     run = with_session_memory(Runner.run, memory=memory)
     agents = {
         1: scripted_agent(assistant("hello")),
@@ -194,8 +197,39 @@ async def test_a_run_flushes_the_file_once_for_its_input_and_once_for_each_model
         before = memory.stats()
         await run(agent, "hi", session_id="counted")
         after = memory.stats()
-        assert after["synced"] - before["synced"] == model_turns + 1
-        assert after["commits"] - before["commits"] == model_turns + 2
+        flushes = after["synced"] - before["synced"]
+        assert model_turns <= flushes <= model_turns + 1
+        assert after["commits"] - before["commits"] == flushes + 1
+
+
+async def test_an_input_is_flushed_while_the_model_thinks(memory: SQLiteSessionMemory) -> None:
+    """Before the answer there is a commit that nobody waits for, and no other after it."""
+
+    class Thinking(NullModel):
+        async def get_response(self, *args: Any, **kwargs: Any) -> Any:
+            async with asyncio.timeout(10):
+                while memory.stats()["synced"] == before:
+                    await asyncio.sleep(0.01)
+            return await super().get_response(*args, **kwargs)
+
+    run = with_session_memory(Runner.run, memory=memory)
+    before = memory.stats()["synced"]
+    await run(Agent(name="Thinking", model=Thinking()), "hi", session_id="counted")
+    assert memory.stats()["synced"] - before == 2
+    await asyncio.sleep(0.2)
+    assert memory.stats()["synced"] - before == 2
+
+
+async def test_an_input_is_flushed_while_others_keep_the_file_busy(
+    memory: SQLiteSessionMemory,
+) -> None:
+    """What was committed without a flush does not wait for a moment without commits."""
+    before = memory.stats()["synced"]
+    request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
+    assert (await memory.take_turn(request)).stored
+    async with asyncio.timeout(10):
+        while memory.stats()["synced"] == before:
+            await memory.take_turn(TakeTurn(f"{uuid4()}", datetime.now(UTC)))
 
 
 async def test_a_key_costs_a_flush_only_where_the_end_has_none(
@@ -214,7 +248,8 @@ async def test_a_key_costs_a_flush_only_where_the_end_has_none(
         return memory.stats()["synced"] - before
 
     around_the_run = functools.partial(run, null_agent(), "hi")
-    assert await flushes(around_the_run) == await flushes(around_the_run, idempotency_key="1") == 2
+    assert await flushes(around_the_run) in (1, 2)  # the other is the input's, on a slow machine
+    assert await flushes(around_the_run, idempotency_key="1") in (1, 2)
     assert (await flushes(chat), await flushes(chat, idempotency_key="2")) == (2, 3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from session_middleware.conformance._items import assistant, call, output, user
@@ -33,7 +34,7 @@ def run_items(run: int, position: int, *items: Item, digest: str | None = None) 
 
 
 class TurnWritesConformance(TurnFactory):
-    """``SupportsTurnWrites``, for a memory that has it, and ``TakeTurn.read``."""
+    """``SupportsTurnWrites``, for a memory that has it, ``TakeTurn.read`` and ``TakeTurn.input``."""
 
     @given_turns
     async def test_items_and_the_end_are_one_write(self, turns: SupportsTurns) -> None:
@@ -85,6 +86,66 @@ class TurnWritesConformance(TurnFactory):
             await refused(TurnLost, turns.write_turn(stale, [run_items(1, 1, user("x"))], how))
         assert await turns.load_items("s") == [user("1")]
         await end(turns, taken, runs={1: "completed"})
+
+    @given_turns
+    async def test_items_may_come_in_place_of_all_that_a_run_has(
+        self, turns: SupportsTurns
+    ) -> None:
+        """Those of other runs stay; none in place of some is none."""
+        if not isinstance(turns, SupportsTurnWrites):
+            return
+        taken = await take(turns)
+        await turns.write_turn(
+            taken.lease, [run_items(1, 0, user("1"), user("2")), run_items(2, 0, user("3"))]
+        )
+        await turns.write_turn(taken.lease, [replace(run_items(1, 0, user("4")), instead=True)])
+        assert await turns.load_items("s") == [user("4"), user("3")]
+        nothing = [replace(run_items(1, 0), instead=True)]
+        await turns.write_turn(taken.lease, nothing, TurnEnd("failed", now(), runs={1: "failed"}))
+        assert await turns.load_items("s") == [user("3")]
+        (record,) = await turns.turns("s")
+        assert (record.state, record.runs, record.item_count) == ("failed", 2, 1)
+
+    @given_turns
+    async def test_an_input_is_stored_with_the_taking(self, turns: SupportsTurns) -> None:
+        """As the first run's, in a memory that says so; what is read with it comes before it."""
+        if not getattr(type(turns), "stores_with_taking", False):
+            return
+        await one_turn(turns, [user("1"), assistant("1")])
+        asked = run_items(1, 0, user("2"), digest="d")
+        taken = await take(turns, read=Reading(), input=asked)
+        assert (taken.stored, taken.next_run) == (True, 2)
+        if taken.loaded is not None:
+            assert [turn.items for turn in taken.loaded.turns] == [[user("1"), assistant("1")]]
+        hidden = await turns.load_turns("s", hide=(taken.lease.turn, {1}))
+        assert [turn.items for turn in hidden.turns] == [[user("1"), assistant("1")]]
+        await refused(SessionBusy, take(turns, input=run_items(1, 0, user("busy"))))
+        await turns.append_items(taken.lease, 1, 1, [assistant("2")])
+        await end(turns, taken, runs={1: "completed"})
+        assert (await turns.turns("s"))[0].items == [user("2"), assistant("2")]
+        await take(turns, "new", input=asked)
+        assert await turns.load_items("new") == [user("2")]
+        assert await turns.turns("new")
+
+    @given_turns
+    async def test_a_turn_that_goes_on_with_another_gets_no_input_with_the_taking(
+        self, turns: SupportsTurns
+    ) -> None:
+        """A retry has the items of the earlier attempt, a resumed turn its own."""
+        if not getattr(type(turns), "stores_with_taking", False):
+            return
+        asked = run_items(1, 0, user("1"), digest="d")
+        first = await take(turns, idempotency_key="k", input_digest="d", input=asked)
+        assert first.stored
+        await end(turns, first, "failed", runs={1: "failed"})
+        again = await take(turns, idempotency_key="k", input_digest="d", input=asked)
+        assert (again.stored, again.next_run) == (False, 2)
+        (carried,) = again.carried
+        assert (carried.run, carried.input_digest, carried.item_count) == (1, "d", 1)
+        await end(turns, again, "awaiting_approval", park=("p",))
+        resumed = await take(turns, resume="p", input=asked)
+        assert (resumed.resumed, resumed.stored) == (True, False)
+        assert await turns.load_items("s") == [user("1")]
 
     @given_turns
     async def test_what_is_read_with_the_taking_is_what_is_loaded(

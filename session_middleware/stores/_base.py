@@ -11,7 +11,7 @@ import re
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic_core
 
@@ -203,6 +203,13 @@ class TurnMemory(SessionMemory):
         ):
             # Runs would not come by what this class changes: it has no SupportsTurnWrites.
             cls.write_turn = None  # type: ignore[attr-defined]
+        if first.get("stores_with_taking", -1) > min(
+            first["append_items"], first.get("write_turn", len(defined))
+        ):
+            cls.stores_with_taking = False  # as above
+
+    reads_with_taking: ClassVar[bool] = False
+    stores_with_taking: ClassVar[bool] = False
 
     closed: bool = False
     """Whether ``cleanup`` was called; a store sets it, and raises MemoryClosed from then on."""

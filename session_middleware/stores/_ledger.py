@@ -130,11 +130,17 @@ class Ledger:
             earlier.finish("replaced", earlier.ended_at or request.started_at)
         session.token = secrets.randbits(63)
         session.leased = turn.number
+        lease = Lease(request.session_id, turn.number, session.token)
+        carried = () if resumed is not None else tuple(_carried(turn))
+        stores = request.input is not None and resumed is None and earlier is None
+        if request.input is not None and stores:
+            self.append(lease, [request.input])
         return Taken(
-            Lease(request.session_id, turn.number, session.token),
+            lease,
             next_run=max(turn.runs, default=0) + 1,
             resumed=resumed is not None,
-            carried=() if resumed is not None else tuple(_carried(turn)),
+            carried=carried,
+            stored=stores,
         )
 
     def look_up(self, request: TakeTurn) -> tuple[_Session, _Turn | None, _Turn | None]:
@@ -281,7 +287,7 @@ class Ledger:
         for new in items:
             stored = turn.runs.get(new.run) or _Run()
             for at, text in enumerate(new.texts, start=new.position):
-                if stored.items.get(at, text) != text:
+                if stored.items.get(at, text) != text and not new.instead:
                     raise ValueError(
                         f"run {new.run} of turn {turn.number} has another item at {at}"
                     )
@@ -289,6 +295,8 @@ class Ledger:
             stored = turn.runs.setdefault(new.run, _Run())
             if stored.input_digest is None:
                 stored.input_digest = new.input_digest
+            if new.instead:
+                stored.items = {}
             stored.items.update(enumerate(new.texts, start=new.position))
             self._sessions[lease.session_id].stored |= bool(new.texts)
 

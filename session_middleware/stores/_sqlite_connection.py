@@ -107,7 +107,8 @@ class _Member(Generic[T]):
     work: Callable[[sqlite3.Connection], T]
     keep: bool
     deadline: float
-    waiter: asyncio.Future[T]
+    waiter: asyncio.Future[T] | None
+    soon: bool = False
     result: T | None = None
     error: BaseException | None = None
 
@@ -164,6 +165,7 @@ class ConnectionQueue:
     Args:
         path: the database file, or ``:memory:``.
         begin: the statement that begins a group.
+        flush: a statement that writes a page and changes nothing, so that a commit flushes.
         timeout: seconds for which a locked database is waited for.
         create: called before a connection is made, in its thread.
         prepare: called with the new connection, in its thread, before anything else.
@@ -175,6 +177,7 @@ class ConnectionQueue:
         path: str,
         *,
         begin: str,
+        flush: str = "",
         timeout: float,
         create: Callable[[], None],
         prepare: Callable[[GroupConnection], None],
@@ -182,6 +185,7 @@ class ConnectionQueue:
     ) -> None:
         self._path = path
         self._begin = begin
+        self._flush = flush
         self._timeout = timeout
         self._after = after
         self.create = create
@@ -201,6 +205,7 @@ class ConnectionQueue:
         self._drain_task: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[aiosqlite.Connection] | None = None
         self._broken = False
+        self._flush_by: float | None = None  # when what was committed must be on the disk
         self._flushes: deque[float] = deque(maxlen=_FLUSHES)  # how long the newest took, in seconds
 
     # --- any thread ------------------------------------------------------------------------
@@ -210,6 +215,7 @@ class ConnectionQueue:
         work: Callable[[sqlite3.Connection], T],
         *,
         keep: bool = False,
+        soon: bool = False,
         starts: bool = False,
         timeout: float | None = None,
     ) -> Outcome[T]:
@@ -217,6 +223,7 @@ class ConnectionQueue:
 
         Args:
             keep: what it writes must survive a power failure once the future is done.
+            soon: it must a moment later: with what is kept next, or by itself.
             starts: it starts something that will write more, and waits where many do.
             timeout: seconds to wait for a locked database, when not the queue's own.
 
@@ -225,7 +232,7 @@ class ConnectionQueue:
         """
         patience = self._timeout if timeout is None else timeout
         waiter: Outcome[T] = Outcome(loop=asyncio.get_running_loop())
-        self._add(_Member(work, keep, time.monotonic() + patience, waiter), starts)
+        self._add(_Member(work, keep, time.monotonic() + patience, waiter, soon), starts)
         return waiter
 
     def submit_read(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
@@ -334,7 +341,9 @@ class ConnectionQueue:
         self, connection: GroupConnection, group: Sequence[_Member[Any]]
     ) -> sqlite3.Error | None:
         """Run and commit the group and settle it, or return what another process holds up."""
-        synchronous = "FULL" if any(member.keep for member in group) else "NORMAL"
+        overdue = self._flush_by is not None and self._flush_by <= time.monotonic()
+        full = overdue or any(member.keep for member in group)
+        synchronous = "FULL" if full else "NORMAL"
         changes = connection.total_changes
         try:
             connection.begin(self._begin, synchronous)
@@ -344,7 +353,8 @@ class ConnectionQueue:
                 self._run_members(connection, group, apart=True)
             began = time.monotonic()
             connection.execute("COMMIT")
-            if synchronous == "FULL" and connection.total_changes != changes:
+            flushed = full and connection.total_changes != changes
+            if flushed:
                 self._flushes.append(time.monotonic() - began)
         except BaseException as error:
             with suppress(sqlite3.Error):  # the connection is renewed below where this fails
@@ -357,7 +367,11 @@ class ConnectionQueue:
             return None
         self.counts.groups += 1
         self.counts.members += len(group)
-        self.counts.synced += synchronous == "FULL" and connection.total_changes != changes
+        self.counts.synced += flushed
+        if flushed:
+            self._flush_by = None
+        elif self._flush_by is None and any(member.soon for member in group):
+            self._flush_by = time.monotonic() + _LINGER
         self._settle(group)
         return None
 
@@ -400,6 +414,9 @@ class ConnectionQueue:
         with self._arrival:
             if last and not (self._waiting or self._starting or self._closed):
                 self._arrival.wait(_LINGER)
+            if last and not (self._waiting or self._starting) and self._flush_by is not None:
+                self._flush_by = None
+                return [_Member(self._write_nothing, True, time.monotonic() + self._timeout, None)]
             group = list(self._waiting)
             self._waiting.clear()
             starts = len(self._starting)
@@ -412,6 +429,10 @@ class ConnectionQueue:
             if last and not group:
                 self._draining = False
             return group
+
+    def _write_nothing(self, connection: sqlite3.Connection) -> None:
+        """A member that nobody waits for: its commit flushes what was committed before it."""
+        connection.execute(self._flush)
 
     def _give_up(self) -> list[_Member[Any]]:
         """Everything that waits; the drain is over."""
@@ -430,7 +451,8 @@ class ConnectionQueue:
                 member.error = error
             if member.error is not None:
                 member.error = as_memory_error(member.error, self._path)
-            loops.setdefault(member.waiter.get_loop(), []).append(member)
+            if member.waiter is not None:
+                loops.setdefault(member.waiter.get_loop(), []).append(member)
         for loop, members in loops.items():
             with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
                 loop.call_soon_threadsafe(_set_outcomes, members)
@@ -438,7 +460,7 @@ class ConnectionQueue:
 
 def _set_outcomes(members: Sequence[_Member[Any]]) -> None:
     for member in members:
-        if member.waiter.cancelled():
+        if member.waiter is None or member.waiter.cancelled():
             continue
         if member.error is not None:
             member.waiter.set_exception(member.error)

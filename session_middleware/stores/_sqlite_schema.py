@@ -94,6 +94,9 @@ _TABLES = (
     "CREATE TABLE layout (readable_from INTEGER NOT NULL) STRICT",
 )
 
+FLUSH = "UPDATE layout SET readable_from = readable_from"
+"""Writes a page and changes nothing: committed, it takes to the disk what was before it."""
+
 _NAMES = {"session", "turn", "run", "item", "park", "layout"}
 
 

@@ -36,6 +36,7 @@ from session_middleware.memory import (
 from session_middleware.stores._base import decode_items
 from session_middleware.stores._sqlite_moments import moment_of, text_of
 from session_middleware.stores._sqlite_reads import load_turns
+from session_middleware.stores._sqlite_turns import store
 
 CLOCK_STEP = 1.0
 """Seconds by which a clock may be corrected without a lease looking like one from the future."""
@@ -52,6 +53,11 @@ _AT_MOST = "SELECT count(*) FROM (SELECT 1 FROM item WHERE session = ? LIMIT ?)"
 _NEW_SESSION = "INSERT INTO session (session_id) VALUES (?) RETURNING key"
 _GRANT = """
     UPDATE session SET token = ?, leased_turn = ?, lease_until = ?, lease_seconds = ?
+    WHERE key = ?
+"""
+_GRANT_AND_TOUCH = """
+    UPDATE session SET token = ?, leased_turn = ?, lease_until = ?, lease_seconds = ?,
+        created_at = coalesce(created_at, CURRENT_TIMESTAMP), updated_at = CURRENT_TIMESTAMP
     WHERE key = ?
 """
 _RENEW = """
@@ -149,20 +155,24 @@ def take(connection: sqlite3.Connection, request: TakeTurn, lease: float) -> tup
         for move in _MOVE_TO_TURN:
             connection.execute(move, (turn, key, earlier))
         connection.execute(_REPLACED, (text_of(request.started_at), key, earlier))
+    anew = resumed is None and earlier is None
+    new = request.input if anew else None
     token = secrets.randbits(63)
-    connection.execute(_GRANT, (token, turn, now + lease, lease, key))
-    runs = []
+    granted = _GRANT if new is None else _GRANT_AND_TOUCH
+    connection.execute(granted, (token, turn, now + lease, lease, key))
+    runs = [] if anew else connection.execute(_RUNS, (key, turn)).fetchall()
     loaded = None
-    if resumed is not None or earlier is not None:
-        runs = connection.execute(_RUNS, (key, turn)).fetchall()
-    elif request.read is not None:
+    if anew and request.read is not None:
         loaded = _read_if_short(connection, request.session_id, session, request.read)
+    if new is not None:
+        store(connection, key, turn, new)
     taken = Taken(
         Lease(request.session_id, turn, token),
-        next_run=max((run for run, _, _ in runs), default=0) + 1,
+        next_run=max((run for run, _, _ in runs), default=0 if new is None else new.run) + 1,
         resumed=resumed is not None,
         carried=() if resumed is not None else _carried(connection, key, turn, runs),
         loaded=loaded,
+        stored=new is not None,
     )
     return taken, key
 

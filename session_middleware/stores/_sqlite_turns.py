@@ -123,9 +123,7 @@ def write(
         key = _fence(connection, _FENCE_AND_END if something else _FENCE_TO_END, lease)
     states: Mapping[int, str] = {} if how is None else how.runs
     for new in items:
-        state = states.get(new.run, "running")
-        connection.execute(_RUN, (key, lease.turn, new.run, state, new.input_digest))
-        _append(connection, key, lease.turn, new)
+        store(connection, key, lease.turn, new, states.get(new.run, "running"))
     if how is None:
         return
     others = states.keys() - {new.run for new in items}
@@ -133,7 +131,13 @@ def write(
     _end(connection, key, lease.turn, how)
 
 
-def _append(connection: sqlite3.Connection, key: int, turn: int, new: RunItems) -> None:
+def store(
+    connection: sqlite3.Connection, key: int, turn: int, new: RunItems, state: str = "running"
+) -> None:
+    """Store these items of a run, which is in that state; the fence is the caller's."""
+    connection.execute(_RUN, (key, turn, new.run, state, new.input_digest))
+    if new.instead:
+        connection.execute(_DROP_RUN_ITEMS, (key, turn, new.run))
     rows = [(key, turn, new.run, at, text) for at, text in enumerate(new.texts, new.position)]
     if connection.executemany(_ITEM, rows).rowcount == len(rows) or not rows:
         return

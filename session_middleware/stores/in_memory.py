@@ -48,6 +48,7 @@ class InMemorySessionMemory(TurnMemory):
     backend = "memory"
     networked = False
     lease_seconds = math.inf
+    stores_with_taking = True
 
     def __init__(self) -> None:
         self._ledger = Ledger()

@@ -40,7 +40,7 @@ from session_middleware.stores._base import TurnMemory, encode_items
 from session_middleware.stores._sqlite_connection import ConnectionQueue, GroupConnection
 from session_middleware.stores._sqlite_file import create_file, make_ready
 from session_middleware.stores._sqlite_leases import HeldLeases
-from session_middleware.stores._sqlite_schema import check_sqlite
+from session_middleware.stores._sqlite_schema import FLUSH, check_sqlite
 
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ class SQLiteSessionMemory(TurnMemory):
     backend = "sqlite"
     networked = False
     reads_with_taking = True
+    stores_with_taking = True
 
     def __init__(
         self,
@@ -114,7 +115,8 @@ class SQLiteSessionMemory(TurnMemory):
         if type(self).load_turns is not SQLiteSessionMemory.load_turns:
             request = replace(request, read=None)  # a subclass reads in its own way
         work = partial(taking.take, request=request, lease=self.lease_seconds)
-        outcome = self._file.writes.submit(work, starts=True)
+        keeps = self._keep and request.input is not None
+        outcome = self._file.writes.submit(work, starts=True, soon=keeps)
         try:
             taken, key = await outcome
         except asyncio.CancelledError:
@@ -126,7 +128,7 @@ class SQLiteSessionMemory(TurnMemory):
 
     async def _give_back(self, taken: Taken, request: TakeTurn) -> None:
         """Undo a taking that was cancelled meanwhile: nobody will ever end this turn."""
-        end = TurnEnd(state="cancelled", ended_at=request.started_at)
+        end = TurnEnd("cancelled", request.started_at, discard=taken.stored)
         if taken.resumed and request.resume is not None:
             end = TurnEnd("awaiting_approval", request.started_at, park=(request.resume,))
         with suppress(SessionMemoryError):  # otherwise the lease ends by itself
@@ -333,6 +335,7 @@ class _File:
         self.writes = ConnectionQueue(
             path,
             begin="BEGIN IMMEDIATE",
+            flush=FLUSH,
             timeout=timeout,
             create=self._create,
             prepare=self._prepare_writes,

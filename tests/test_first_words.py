@@ -1,0 +1,216 @@
+"""What a run is asked is stored when its session is taken, and nobody can tell but by the time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from agents import RunConfig, RunHooks, Runner, SessionSettings
+from scripted import assistant, local_agent, model_of, scripted_agent
+from stored import METHODS, carried_out, states, stored
+
+from session_middleware import (
+    InMemorySessionMemory,
+    SQLiteSessionMemory,
+    last_items,
+    last_turns,
+    session_scope,
+    token_budget,
+    with_session_memory,
+)
+from session_middleware.memory import RunItems, Taken, TakeTurn
+
+both_ways = pytest.mark.parametrize("method", METHODS)
+
+
+class Asked(InMemorySessionMemory):
+    """Knows what each taking was to store, and what was written after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[str] | None] = []
+        self.written: list[list[RunItems]] = []
+
+    async def take_turn(self, request: TakeTurn) -> Taken:
+        self.given.append(None if request.input is None else request.input.texts)
+        return await super().take_turn(request)
+
+    async def write_turn(self, lease: Any, items: Any, end: Any = None) -> None:
+        self.written.append(list(items))
+        await super().write_turn(lease, items, end)
+
+    stores_with_taking = True
+
+
+@both_ways
+async def test_the_input_is_stored_with_the_taking(method: str) -> None:
+    """So a run of one model turn writes twice: the taking, and the answer with the end."""
+    memory = Asked()
+    await carried_out(method, local_agent(), "Hi", memory)
+    ((text,),) = memory.given
+    assert text == '{"content": "Hi", "role": "user"}'
+    assert [[(new.run, new.position) for new in items] for items in memory.written] == [[(1, 1)]]
+    assert await stored(memory) == "U A"
+    (record,) = await memory.turns("s")
+    assert (record.state, record.runs) == ("completed", 1)
+
+
+@both_ways
+async def test_a_list_of_items_is_an_input_too(method: str, each_memory: Any) -> None:
+    """All of them, in their order."""
+    given = [{"role": "user", "content": "One."}, {"role": "user", "content": "Two."}]
+    await carried_out(method, local_agent(), given, each_memory)
+    assert (await each_memory.load_session("s"))[:2] == given
+    assert await stored(each_memory) == "U U A"
+
+
+@both_ways
+@pytest.mark.parametrize("items", [10, 300])
+@pytest.mark.parametrize(
+    "window", [None, last_items(20), last_turns(3), token_budget(200), lambda turns: turns]
+)
+async def test_a_model_sees_its_input_once(
+    method: str, items: int, window: Any, each_memory: Any
+) -> None:
+    """Behind the history, however that is read."""
+    past = [{"role": "user", "content": f"{at}"} for at in range(items)]
+    for at in range(0, items, 5):
+        await each_memory.append_to_session("s", past[at : at + 5])
+    agent = scripted_agent(assistant("Yes."))
+    await carried_out(method, agent, "Once?", each_memory, decoration={"window": window})
+    (call,) = model_of(agent).calls
+    seen = [item["content"] for item in call.input]
+    assert seen[-2:] == [f"{items - 1}", "Once?"]
+    assert seen.count("Once?") == 1
+
+
+@both_ways
+async def test_a_limit_of_the_sdk_is_one_on_the_past(method: str, each_memory: Any) -> None:
+    """The stored input is none of the items that it counts."""
+    for at in range(4):
+        await each_memory.append_to_session("s", [{"role": "user", "content": f"{at}"}])
+    agent = scripted_agent(assistant("Yes."))
+    config = RunConfig(session_settings=SessionSettings(limit=2))
+    await carried_out(method, agent, "Now?", each_memory, run_config=config)
+    (call,) = model_of(agent).calls
+    assert [item["content"] for item in call.input] == ["2", "3", "Now?"]
+
+
+@both_ways
+async def test_an_input_that_changes_on_its_way_is_stored_as_it_is_handed_over(
+    method: str, each_memory: Any
+) -> None:
+    """It takes the place of the one that was stored, as the same run's."""
+
+    class Louder(Runner):
+        @classmethod
+        async def run(cls, starting_agent: Any, input: Any, **options: Any) -> Any:  # noqa: A002
+            return await super().run(starting_agent, f"{input}!", **options)
+
+        @classmethod
+        def run_streamed(cls, starting_agent: Any, input: Any, **options: Any) -> Any:  # noqa: A002
+            return super().run_streamed(starting_agent, f"{input}!", **options)
+
+    run = with_session_memory(getattr(Louder, method), memory=each_memory)
+    result = run(local_agent(), "Hi", session_id="s")
+    if method == "run":
+        await result
+    else:
+        _ = [event async for event in result.stream_events()]
+    asked, _answered = await each_memory.load_session("s")
+    assert asked["content"] == "Hi!"
+    (record,) = await each_memory.turns("s")
+    assert (record.state, record.runs) == ("completed", 1)
+
+
+class Unwilling(RunHooks[Any]):
+    """Ends a run before its model is called."""
+
+    async def on_agent_start(self, *args: Any) -> None:
+        raise RuntimeError("not today")
+
+
+class Plain:
+    """The SDK's protocol and nothing else, to compare with."""
+
+    session_id = "plain"
+    session_settings = None
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+
+    async def get_items(self, limit: int | None = None) -> list[Any]:
+        return list(self.items)
+
+    async def add_items(self, items: list[Any]) -> None:
+        self.items += items
+
+    async def pop_item(self) -> Any: ...
+    async def clear_session(self) -> None: ...
+
+
+@both_ways
+async def test_an_input_that_the_sdk_does_not_hand_over_does_not_stay(
+    method: str, each_memory: Any
+) -> None:
+    """A run that ends before that leaves what it leaves in any session of the SDK's."""
+    plain = Plain()
+    with pytest.raises(RuntimeError, match="not today"):
+        await carried_out(method, local_agent(), "Hi", each_memory, hooks=Unwilling())
+    with pytest.raises(RuntimeError, match="not today"):
+        if method == "run":
+            await Runner.run(local_agent(), "Hi", hooks=Unwilling(), session=plain)
+        else:
+            result = Runner.run_streamed(local_agent(), "Hi", hooks=Unwilling(), session=plain)
+            _ = [event async for event in result.stream_events()]
+    assert await each_memory.load_session("s") == plain.items
+    assert await states(each_memory) == ["failed"]
+
+
+async def test_a_run_that_ended_so_early_can_be_made_again_in_its_turn(each_memory: Any) -> None:
+    """One question and one answer, whoever took the session for the first attempt."""
+    with session_scope("s", memory=each_memory):  # taken by the first run, as a loop is running
+        for hooks in (Unwilling(), None):
+            result = Runner.run_streamed(local_agent(), "Hi", hooks=hooks)
+            try:
+                _ = [event async for event in result.stream_events()]
+            except RuntimeError:
+                assert hooks is not None
+            await result.run_loop_task if hooks is None else None
+    assert result.final_output
+    assert await stored(each_memory) == "U A"
+
+
+async def test_nothing_is_stored_before_it_is_redacted() -> None:
+    """Nor before a callback of the user's has said what the new items are."""
+    memory = Asked()
+    run = with_session_memory(Runner.run, memory=memory, redact=lambda item: item)
+    await run(local_agent(), "Hi", session_id="redacted")
+
+    def last_only(history: list[Any], new: list[Any]) -> list[Any]:
+        return new[-1:]
+
+    run = with_session_memory(Runner.run, memory=memory)
+    config = RunConfig(session_input_callback=last_only)
+    given = [{"role": "user", "content": "Drop."}, {"role": "user", "content": "Keep."}]
+    await run(local_agent(), given, run_config=config, session_id="merged")  # type: ignore[arg-type]
+    assert memory.given == [None, None]
+    assert [item.get("content") for item in await memory.load_session("merged")][0] == "Keep."
+
+
+async def test_a_memory_that_changes_how_items_are_kept_is_not_passed_by() -> None:
+    """A class with append_items or write_turn of its own stores with the taking if it says so."""
+
+    class Appends(InMemorySessionMemory):
+        async def append_items(self, *args: Any, **kwargs: Any) -> Any:
+            return await super().append_items(*args, **kwargs)
+
+    class Writes(SQLiteSessionMemory):
+        async def write_turn(self, *args: Any, **kwargs: Any) -> Any:
+            return await super().write_turn(*args, **kwargs)
+
+    assert InMemorySessionMemory.stores_with_taking
+    assert SQLiteSessionMemory.stores_with_taking
+    assert not Appends.stores_with_taking
+    assert not Writes.stores_with_taking
+    assert Asked.stores_with_taking
