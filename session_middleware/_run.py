@@ -253,7 +253,7 @@ class Run:
         if claimed is not None and self._kept is None:
             mine = LeftRun(self._number, self._digest, claimed.has_outputs, also=claimed.also)
             return dataclasses.replace(claimed, also=mine)
-        if self._position > 0 or self._unsure or self._ahead is not None:
+        if self._position > 0 or self._unsure:
             return LeftRun(self._number, self._digest, self._outputs)
         return None
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import RunConfig, RunHooks, Runner, SessionSettings
+from harness import WatchedInMemory
 from scripted import assistant, local_agent, model_of, scripted_agent
-from stored import METHODS, carried_out, states, stored
+from stored import METHODS, carried_out, free, run_by, states, stored
 
 from session_middleware import (
     InMemorySessionMemory,
     SQLiteSessionMemory,
+    _leasing,
     last_items,
     last_turns,
     session_scope,
@@ -158,11 +163,7 @@ async def test_an_input_that_the_sdk_does_not_hand_over_does_not_stay(
     with pytest.raises(RuntimeError, match="not today"):
         await carried_out(method, local_agent(), "Hi", each_memory, hooks=Unwilling())
     with pytest.raises(RuntimeError, match="not today"):
-        if method == "run":
-            await Runner.run(local_agent(), "Hi", hooks=Unwilling(), session=plain)
-        else:
-            result = Runner.run_streamed(local_agent(), "Hi", hooks=Unwilling(), session=plain)
-            _ = [event async for event in result.stream_events()]
+        await run_by(method, local_agent(), "Hi", hooks=Unwilling(), session=plain)
     assert await each_memory.load_session("s") == plain.items
     assert await states(each_memory) == ["failed"]
 
@@ -181,6 +182,26 @@ async def test_a_run_that_ended_so_early_can_be_made_again_in_its_turn(each_memo
     assert await stored(each_memory) == "U A"
 
 
+async def test_a_taking_that_was_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    """The session is taken all the same, and given back with what was stored with it."""
+    slow, file = WatchedInMemory(), SQLiteSessionMemory(tmp_path / "chat.db")
+    request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
+    for memory, taking in (
+        (slow, _leasing._take_whole(slow, request)),  # as the core takes it
+        (file, file.take_turn(request)),
+    ):
+        await memory.append_to_session("s", [{"role": "user", "content": "Before."}])
+        task = asyncio.ensure_future(taking)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        (record, _before) = await memory.turns("s")
+        assert (record.state, record.items) == ("cancelled", [])
+        assert await free(memory)
+    await file.cleanup()
+
+
 async def test_nothing_is_stored_before_it_is_redacted() -> None:
     """Nor before a callback of the user's has said what the new items are."""
     memory = Asked()
@@ -195,7 +216,8 @@ async def test_nothing_is_stored_before_it_is_redacted() -> None:
     given = [{"role": "user", "content": "Drop."}, {"role": "user", "content": "Keep."}]
     await run(local_agent(), given, run_config=config, session_id="merged")  # type: ignore[arg-type]
     assert memory.given == [None, None]
-    assert [item.get("content") for item in await memory.load_session("merged")][0] == "Keep."
+    first, *_ = await memory.load_session("merged")
+    assert first["content"] == "Keep."
 
 
 async def test_a_memory_that_changes_how_items_are_kept_is_not_passed_by() -> None:

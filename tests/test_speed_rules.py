@@ -12,12 +12,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from agents import Agent, Runner, function_tool
@@ -209,7 +209,7 @@ async def test_an_input_is_flushed_while_the_model_thinks(memory: SQLiteSessionM
         async def get_response(self, *args: Any, **kwargs: Any) -> Any:
             async with asyncio.timeout(10):
                 while memory.stats()["synced"] == before:
-                    await asyncio.sleep(0.01)
+                    await asyncio.to_thread(time.sleep, 0.01)
             return await super().get_response(*args, **kwargs)
 
     run = with_session_memory(Runner.run, memory=memory)
@@ -223,13 +223,22 @@ async def test_an_input_is_flushed_while_the_model_thinks(memory: SQLiteSessionM
 async def test_an_input_is_flushed_while_others_keep_the_file_busy(
     memory: SQLiteSessionMemory,
 ) -> None:
-    """What was committed without a flush does not wait for a moment without commits."""
+    """What was committed without a flush is flushed by the next commit that comes late enough."""
     before = memory.stats()["synced"]
     request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
     assert (await memory.take_turn(request)).stored
-    async with asyncio.timeout(10):
-        while memory.stats()["synced"] == before:
-            await memory.take_turn(TakeTurn(f"{uuid4()}", datetime.now(UTC)))
+    assert memory.stats()["synced"] == before
+    busy = threading.Event()
+
+    def work(connection: sqlite3.Connection) -> None:
+        busy.set()
+        time.sleep(0.1)
+
+    working = asyncio.ensure_future(memory._write(work))
+    await asyncio.to_thread(busy.wait)
+    await memory.take_turn(TakeTurn("another", datetime.now(UTC)))  # waits, so it is no idle time
+    assert memory.stats()["synced"] == before + 1
+    await working
 
 
 async def test_a_key_costs_a_flush_only_where_the_end_has_none(

@@ -34,7 +34,7 @@ def run_items(run: int, position: int, *items: Item, digest: str | None = None) 
 
 
 class TurnWritesConformance(TurnFactory):
-    """``SupportsTurnWrites``, for a memory that has it, ``TakeTurn.read`` and ``TakeTurn.input``."""
+    """``SupportsTurnWrites``, and what else a memory may do while it is taken."""
 
     @given_turns
     async def test_items_and_the_end_are_one_write(self, turns: SupportsTurns) -> None:
