@@ -74,6 +74,16 @@ def at_exit(callback: Callable[[], Awaitable[None]]) -> None:
         _exit_callbacks.append(callback)
 
 
+class Outcome(asyncio.Future[T]):
+    """A future that cannot be cancelled: whoever awaits it is cancelled once it is done.
+
+    asyncio is told so, and raises the cancellation in the waiting task then.
+    """
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
+
+
 async def settle(
     work: Awaitable[T],
 ) -> tuple[asyncio.Future[T], asyncio.CancelledError | None]:
@@ -88,11 +98,12 @@ async def settle(
         # of those, and must come to its own end.
         asyncio._unregister_task(task)
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError as cancellation:
-            cancelled = cancelled or cancellation
+    done: Outcome[None] = Outcome(loop=task.get_loop())
+    task.add_done_callback(lambda _: done.set_result(None))
+    try:
+        await done
+    except asyncio.CancelledError as cancellation:
+        cancelled = cancellation
     if not task.cancelled():
         task.exception()  # looked at here, so that nobody warns of it later
     return task, cancelled

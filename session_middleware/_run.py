@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
@@ -33,6 +34,24 @@ def input_digest(call: RunCall) -> str:
     if call.digest is None:
         call.digest = digest(_sdk.new_items(call.input))
     return call.digest
+
+
+class _SignatureAtHand:
+    """A method that has its signature ready when it is bound.
+
+    The SDK asks for it at every call of a session's method, and working it out takes longer than
+    most of these calls.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        of_function = inspect.signature(method)
+        self._signature = of_function.replace(parameters=[*of_function.parameters.values()][1:])
+
+    def __get__(self, run: Run, owner: type[Run]) -> Callable[..., Any]:
+        bound = functools.partial(self._method, run)
+        vars(bound)["__signature__"] = self._signature
+        return bound
 
 
 class Run:
@@ -69,6 +88,7 @@ class Run:
 
     # --- the SDK's Session -----------------------------------------------------------------
 
+    @_SignatureAtHand
     async def get_items(self, limit: int | None = None) -> list[Item]:
         """The history for the model; for a resumed run the newest of its turn's own items."""
         try:
@@ -83,6 +103,7 @@ class Run:
                 raise
             return []
 
+    @_SignatureAtHand
     async def add_items(self, items: list[Item]) -> None:
         """Store what the SDK hands over, under this run."""
         try:
@@ -260,11 +281,6 @@ class Run:
     async def is_over(self) -> None:
         """What is to be awaited once the run is over."""
         await self.turn.run_is_over(self._number)
-
-
-# The SDK asks for the signatures of its session's methods again at each call of one of them.
-for _method in (Run.get_items, Run.add_items, Run.pop_item, Run.clear_session):
-    vars(_method)["__signature__"] = inspect.signature(_method)
 
 
 # --- the three ways to call it -------------------------------------------------------------

@@ -160,33 +160,58 @@ def bind(method: str, proceed: Callable[..., Any], args: Any, kwargs: dict[str, 
         TypeError: the SDK's own, for arguments it does not take.
     """
     signature = _signature(proceed)
+    arguments = signature.plainly_bound(args, kwargs)
+    if arguments is not None:
+        return RunCall(method, proceed, arguments)
     try:
-        bound = signature.bind(*args, **kwargs).arguments
+        bound = signature.of_method.bind(*args, **kwargs).arguments
     except TypeError:
         proceed(*args, **kwargs)  # cannot be called so either, and says it in its own words
         raise
-    arguments: dict[str, Any] = {}
+    arguments = {}
     for name, value in bound.items():
-        kind = signature.parameters[name].kind
+        kind = signature.of_method.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:  # a subclass that hands on what it is given
             arguments.update(value)
         elif kind is inspect.Parameter.VAR_POSITIONAL:
-            known = list(_signature(getattr(Runner, method)).parameters)
+            known = _signature(getattr(Runner, method)).names
             arguments.update(zip(known[len(arguments) :], value, strict=False))
         else:
             arguments[name] = value
     return RunCall(method, proceed, arguments)
 
 
-_signatures: dict[Any, inspect.Signature] = {}
+class _Signature:
+    """What a bound method takes; binding by ``inspect`` alone takes a multiple of the time."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.of_method = inspect.signature(method)
+        parameters = self.of_method.parameters.values()
+        ordinary = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        by_name = {ordinary, inspect.Parameter.KEYWORD_ONLY}
+        self.names = [*self.of_method.parameters]
+        self._is_plain = all(one.kind in by_name for one in parameters)
+        self._places = [one.name for one in parameters if one.kind is ordinary]
+        self._needed = {one.name for one in parameters if one.default is one.empty}
+
+    def plainly_bound(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """The arguments by name; None where they do not fit, or it is not that simple."""
+        arguments = dict(zip(self._places, args, strict=False)) | kwargs
+        fits = self._needed <= arguments.keys() <= self.of_method.parameters.keys()
+        if not (fits and self._is_plain and len(arguments) == len(args) + len(kwargs)):
+            return None
+        return arguments
 
 
-def _signature(method: Callable[..., Any]) -> inspect.Signature:
+_signatures: dict[Any, _Signature] = {}
+
+
+def _signature(method: Callable[..., Any]) -> _Signature:
     """The signature of a bound method, worked out once for its function."""
     function = getattr(method, "__func__", method)
     signature = _signatures.get(function)
     if signature is None:
-        signature = _signatures[function] = inspect.signature(method)
+        signature = _signatures[function] = _Signature(method)
     return signature
 
 

@@ -29,6 +29,7 @@ from typing import Any, Generic, TypeVar
 import aiosqlite
 
 from session_middleware import _background
+from session_middleware._background import Outcome
 from session_middleware.errors import MemoryClosed, MemoryUnavailable, NotADatabase
 
 T = TypeVar("T")
@@ -87,17 +88,6 @@ def as_memory_error(error: BaseException, path: str) -> BaseException:
         )
     wrapped.__cause__ = error
     return wrapped
-
-
-class Outcome(asyncio.Future[T]):
-    """What a function in a group returned or raised; cancelling whoever awaits it waits for it.
-
-    A write that has begun is not torn: asyncio is told that this future cannot be cancelled,
-    and raises the cancellation in the waiting task once the future is done.
-    """
-
-    def cancel(self, msg: Any = None) -> bool:
-        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -220,6 +210,8 @@ class ConnectionQueue:
         timeout: float | None = None,
     ) -> Outcome[T]:
         """Let ``work`` run in the next group; the future is of the caller's running loop.
+
+        A write that has begun is not torn: a cancellation waits for its outcome.
 
         Args:
             keep: what it writes must survive a power failure once the future is done.

@@ -168,19 +168,22 @@ async def test_a_memory_that_fails(
 ) -> None:
     """The exception is recorded once, where it arose; one error is logged, without its text."""
     memory = WatchedSQLite(tmp_path / "watched.db")
-    at = {"take": 1, "load": 2, "append": 3, "append and end": 4, "end": 5}[failing]
+    at = {"take": 1, "load": 2, "append": 3, "append and end": 3, "end": 5}[failing]
     memory.will_fail(at, after_effect=False)
-    run = with_session_memory(Runner.run, memory=memory, telemetry=telemetry)
+    remembering = with_session_memory(memory=memory, telemetry=telemetry)
+
+    @remembering
+    async def chat() -> None:
+        await Runner.run(local_agent(), "Hi")
+
     if failing == "end":  # the items are safe: the answer is worth more than the record
-
-        @with_session_memory(memory=memory, telemetry=telemetry)
-        async def chat() -> None:
-            await Runner.run(local_agent(), "Hi")
-
         await chat(session_id="s")
+    elif failing == "append":
+        with pytest.raises(MemoryUnavailable):
+            await chat(session_id="s")
     else:
         with pytest.raises(MemoryUnavailable):
-            await run(local_agent(), "Hi", session_id="s")
+            await remembering(Runner.run)(local_agent(), "Hi", session_id="s")
     assert memory.failed == failing
     memory.recovers()
     await memory.cleanup()
