@@ -99,8 +99,17 @@ def load_turns(
 ) -> Loaded:
     """The history in whole turns, no more of it than the window keeps."""
     key = _key(connection, session_id)
-    if key is None:
-        return Loaded([])
+    return Loaded([]) if key is None else load_turns_of(connection, key, newest, hide, texts)
+
+
+def load_turns_of(
+    connection: sqlite3.Connection,
+    key: int,
+    newest: LastTurns | LastItems | None,
+    hide: tuple[int, Collection[int]] | None,
+    texts: bool,
+) -> Loaded:
+    """The same of the session with this key."""
     hidden_turn, hidden_runs = hide or (-1, ())
     named: dict[str, Any] = {
         "key": key,

@@ -35,7 +35,7 @@ from session_middleware.memory import (
 )
 from session_middleware.stores._base import decode_items
 from session_middleware.stores._sqlite_moments import moment_of, text_of
-from session_middleware.stores._sqlite_reads import load_turns
+from session_middleware.stores._sqlite_reads import load_turns_of
 from session_middleware.stores._sqlite_turns import store
 
 CLOCK_STEP = 1.0
@@ -46,10 +46,10 @@ SHORT = 200
 
 _SESSION = """
     SELECT key, token, leased_turn, lease_until, lease_seconds,
-        (SELECT max(turn) FROM turn WHERE session = key) AS newest
+        (SELECT max(turn) FROM turn WHERE session = key) AS newest,
+        (SELECT count(*) FROM (SELECT 1 FROM item WHERE session = key LIMIT ?)) AS items
     FROM session WHERE session_id = ?
 """
-_AT_MOST = "SELECT count(*) FROM (SELECT 1 FROM item WHERE session = ? LIMIT ?)"
 _NEW_SESSION = "INSERT INTO session (session_id) VALUES (?) RETURNING key"
 _GRANT = """
     UPDATE session SET token = ?, leased_turn = ?, lease_until = ?, lease_seconds = ?
@@ -108,14 +108,18 @@ class _Session:
     until: float
     seconds: float
     newest: int
+    items: int
 
     @classmethod
-    def read(cls, connection: sqlite3.Connection, session_id: str) -> _Session | None:
-        row = connection.execute(_SESSION, (session_id,)).fetchone()
+    def read(
+        cls, connection: sqlite3.Connection, session_id: str, count_to: int = 0
+    ) -> _Session | None:
+        """Read it; of its items no more than ``count_to`` are counted."""
+        row = connection.execute(_SESSION, (count_to, session_id)).fetchone()
         if row is None:
             return None
-        key, token, leased, until, seconds, newest = row
-        return cls(key, token, leased or 0, until or 0.0, seconds or 0.0, newest or 0)
+        key, token, leased, until, seconds, newest, items = row
+        return cls(key, token, leased or 0, until or 0.0, seconds or 0.0, newest or 0, items)
 
     def is_held(self, now: float) -> bool:
         # A lease that ends later than it could was granted before the clock was set back.
@@ -163,7 +167,7 @@ def take(connection: sqlite3.Connection, request: TakeTurn, lease: float) -> tup
     runs = [] if anew else connection.execute(_RUNS, (key, turn)).fetchall()
     loaded = None
     if anew and request.read is not None:
-        loaded = _read_if_short(connection, request.session_id, session, request.read)
+        loaded = _read_if_short(connection, session, request.read)
     if new is not None:
         store(connection, key, turn, new)
     taken = Taken(
@@ -181,9 +185,10 @@ def look_up(
     connection: sqlite3.Connection, request: TakeTurn, now: float | None = None
 ) -> tuple[_Session, int | None, int | None]:
     """The session, the parked turn that the request continues, and the one that it retries."""
-    session = _Session.read(connection, request.session_id)
+    count_to = 0 if request.read is None else SHORT + 1
+    session = _Session.read(connection, request.session_id, count_to)
     if session is None:
-        session = _Session(0, None, 0, 0.0, 0.0, 0)
+        session = _Session(0, None, 0, 0.0, 0.0, 0, 0)
     resumed = _parked_turn(connection, request, session)
     earlier = None
     if resumed is None:
@@ -192,15 +197,14 @@ def look_up(
 
 
 def _read_if_short(
-    connection: sqlite3.Connection, session_id: str, session: _Session, what: Reading
+    connection: sqlite3.Connection, session: _Session, what: Reading
 ) -> Loaded | None:
     """The history, where reading it keeps those who want to write waiting for no longer."""
-    if not session.newest:
+    if not session.items:
         return Loaded([])
-    (items,) = connection.execute(_AT_MOST, (session.key, SHORT + 1)).fetchone()
-    if items > SHORT:
+    if session.items > SHORT:
         return None
-    return load_turns(connection, session_id, what.newest, None, what.texts)
+    return load_turns_of(connection, session.key, what.newest, None, what.texts)
 
 
 def _parked_turn(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import replace as replace_fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,16 +47,20 @@ _PARK = """
     INSERT INTO park (identity, session, turn, open) VALUES (?, ?, ?, 1)
     ON CONFLICT (identity, session) DO UPDATE SET turn = excluded.turn, open = 1
 """
-_WAITS = "SELECT 1 FROM park WHERE session = ? AND turn = ? AND open LIMIT 1"
 _PAST_TURN = """
     INSERT INTO turn (session, turn, state, started_at, ended_at) VALUES (?, ?, 'completed', ?, ?)
 """
-_END = """
-    UPDATE turn SET state = ?, ended_at = ?, agent = ?, error_type = ?,
-        sdk_trace_ids = coalesce(?, sdk_trace_ids), otel_trace_id = ?, usage = ?,
-        output_text = ?, history_digest = ?
-    WHERE session = ? AND turn = ?
+# A turn is not over as long as another of its runs waits for approval.
+_WAITS = """
+    ?3 = 'completed' AND EXISTS (SELECT 1 FROM park WHERE session = ?1 AND turn = ?2 AND open)
 """
+_END = f"""
+    UPDATE turn SET state = CASE WHEN {_WAITS} THEN 'awaiting_approval' ELSE ?3 END,
+        output_text = CASE WHEN {_WAITS} THEN NULL ELSE ?4 END,
+        ended_at = ?5, agent = ?6, error_type = ?7, otel_trace_id = ?8, usage = ?9,
+        history_digest = ?10, sdk_trace_ids = coalesce(?11, sdk_trace_ids)
+    WHERE session = ?1 AND turn = ?2
+"""  # noqa: S608 - of constants of this module
 _TRACES = "SELECT sdk_trace_ids FROM turn WHERE session = ? AND turn = ?"
 _RUN = """
     INSERT INTO run (session, turn, run, state, input_digest) VALUES (?, ?, ?, ?, ?)
@@ -127,7 +130,8 @@ def write(
     if how is None:
         return
     others = states.keys() - {new.run for new in items}
-    connection.executemany(_RUN_STATE, [(key, lease.turn, run, states[run]) for run in others])
+    if others:
+        connection.executemany(_RUN_STATE, [(key, lease.turn, run, states[run]) for run in others])
     _end(connection, key, lease.turn, how)
 
 
@@ -172,9 +176,8 @@ def _end(connection: sqlite3.Connection, key: int, turn: int, how: TurnEnd) -> N
     """Write how the turn, whose session is let go already, ended."""
     if how.discard:
         connection.execute(_DROP_TURN_ITEMS, (key, turn))
-    connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
-    if how.state == "completed" and connection.execute(_WAITS, (key, turn)).fetchone():
-        how = replace_fields(how, state="awaiting_approval", output_text=None)
+    if how.park:
+        connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
     traces = None
     if how.sdk_trace_ids:
         (earlier,) = _one(connection, _TRACES, (key, turn))
@@ -183,17 +186,17 @@ def _end(connection: sqlite3.Connection, key: int, turn: int, how: TurnEnd) -> N
     connection.execute(
         _END,
         (
+            key,
+            turn,
             how.state,
+            how.output_text,
             text_of(how.ended_at),
             how.agent,
             how.error_type,
-            traces,
             how.otel_trace_id,
             usage,
-            how.output_text,
             how.history_digest,
-            key,
-            turn,
+            traces,
         ),
     )
 

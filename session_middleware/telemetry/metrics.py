@@ -46,9 +46,14 @@ class Instruments:
 _made: PerProvider[Instruments] = PerProvider()
 
 
-def instruments(provider: MeterProvider | None) -> Instruments:
-    """The instruments of this provider, or of the global one as it is now."""
+def instruments(provider: MeterProvider | None) -> Instruments | None:
+    """The instruments of this provider, or of the global one as it is now; None: nobody measures.
+
+    That is so as long as the application has set no provider, and the API's own stands there.
+    """
     provider = metrics.get_meter_provider() if provider is None else provider
+    if type(provider).__module__.startswith(metrics.__name__):
+        return None
     # Kept, because a provider remembers every meter and instrument it is asked for.
     made = _made.get(provider)
     if made is None:

@@ -102,8 +102,9 @@ class TurnTelemetry:
     @_never_raises
     def _start_measuring(self) -> None:
         self._instruments = instruments(self.settings.meter_provider)
-        self._instruments.turn_active.add(1, self._labels())
-        self._counted = True
+        if self._instruments is not None:
+            self._instruments.turn_active.add(1, self._labels())
+            self._counted = True
 
     def _labels(self) -> dict[str, str]:
         return {names.BACKEND: self.backend}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -68,7 +69,7 @@ async def test_no_statement_scans_a_table(memory, other_process):
         names = dict.fromkeys(("key", "cut", "nth", "hidden_turn"), 0)
         bound: Any = {**names, "hidden_runs": "[]"} if ":key" in text else [0] * text.count("?")
         if "?1" in text:
-            bound = [0] * max(int(part[0]) for part in text.split("?")[1:])
+            bound = [0] * max(map(int, re.findall(r"\?(\d+)", text)))
         plan = other_process.execute(f"EXPLAIN QUERY PLAN {text}", bound).fetchall()
         for *_, detail in plan:
             scanned = detail.startswith("SCAN") and not any(
