@@ -6,6 +6,7 @@ is never changed by this.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -57,9 +58,8 @@ async def load(
     if not recording:
         telemetry.history(len(repaired), None, None)
         return repaired, None
-    texts = _texts_of(kept, repaired)
-    digest = history.digest_of_texts(texts)
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    texts = _texts_of(kept, items, repaired)
+    size, digest = history.size_and_digest(texts)
     telemetry.history(len(texts), size, digest)
     return repaired, digest
 
@@ -100,8 +100,13 @@ async def _read(
         page *= 4
 
 
-def _texts_of(kept: Sequence[history.Turn], items: Sequence[Item]) -> list[str]:
+def _texts_of(
+    kept: Sequence[history.Turn], loaded: Sequence[Item], items: Sequence[Item]
+) -> list[str]:
     """The stored texts of these items; of one that a repair made, its own."""
+    stored = [text for turn in kept for text in turn.texts or ()]
+    if len(stored) == len(items) and all(map(operator.is_, loaded, items)):
+        return stored
     texts = {
         id(item): text
         for turn in kept

@@ -78,8 +78,7 @@ class ObservedSession(wrapt.BaseObjectProxy[Any]):
         if texts is None:
             telemetry.history(_count(items), None, None)
         else:
-            size = sum(len(text.encode()) for text in texts)
-            telemetry.history(len(items), size, history.digest_of_texts(texts))
+            telemetry.history(len(items), *history.size_and_digest(texts))
 
     def _self_saved(self, count: int) -> None:
         self._self_stored += count

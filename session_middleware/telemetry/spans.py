@@ -47,9 +47,7 @@ def tracer(provider: TracerProvider | None) -> Tracer:
 def set_attributes(span: Span, attributes: Mapping[str, AttributeValue | None]) -> None:
     """Set those attributes that have a value, if the span records."""
     if span.is_recording():
-        for key, value in attributes.items():
-            if value is not None:
-                span.set_attribute(key, value)
+        span.set_attributes({key: value for key, value in attributes.items() if value is not None})
 
 
 def fail(span: Span, error_type: str) -> None:

@@ -45,13 +45,13 @@ async def gains_recording(folder: Path, quick: bool) -> list[Row]:
 async def _gain(
     folder: Path, length: int, quick: bool, *, telemetry: Telemetry | None, most: float
 ) -> Row:
-    rounds = 10 if quick else 50
+    each, rounds = (3, 10) if quick else (9, 25)
     agent = null_agent()
     processor: dict[str, list[float]] = {}
 
     async def without(number: int) -> float:
         spent = processor.setdefault("no memory", [])
-        return await _median_of(1, lambda: Runner.run(agent, QUESTION), spent=spent)
+        return await _median_of(each, lambda: Runner.run(agent, QUESTION), spent=spent)
 
     async with AsyncExitStack() as stack:
         measured: dict[str, Callable[[int], Awaitable[float]]] = {"no memory": without}
@@ -62,7 +62,7 @@ async def _gain(
                 await keeper.append(history(length))
             await _run_of(agent, keeper, 3)
             spent = processor.setdefault(contender.name, [])
-            measured[contender.name] = _again(agent, keeper, 1, spent)
+            measured[contender.name] = _again(agent, keeper, each, spent)
         figures = await in_turns(measured, rounds)
     least = figures["no memory"]
     gained = {name: _gained(figures[name], least) for name in figures if name != "no memory"}
