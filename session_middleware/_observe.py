@@ -15,7 +15,7 @@ from typing import Any
 
 import wrapt
 
-from session_middleware import _run, _sdk, history
+from session_middleware import _calling, _sdk, history
 from session_middleware._account import Account
 from session_middleware._options import Options
 from session_middleware._sdk import RunCall
@@ -192,4 +192,4 @@ def carry_out(session: Any, call: RunCall, options: Options) -> Any:
     telemetry.start()
     telemetry.event("turn_started", name=call.workflow_name)
     one = _ObservedRun(call, ObservedSession(session, telemetry), telemetry)
-    return _run.carry_out(one, lambda: one, call.method)
+    return _calling.carry_out(one, lambda: one, call.method)

@@ -15,7 +15,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, cast, ove
 
 import wrapt
 
-from session_middleware import _background, _run, _sdk
+from session_middleware import _background, _calling, _run, _sdk
 from session_middleware._id_source import IdSource, SessionIdOption
 from session_middleware._options import MemoryOption, Options, TurnOptions, disabled, make_options
 from session_middleware._scope import current_scope
@@ -234,7 +234,7 @@ class _AroundRunner(_Around):
 
     def _carry_out(self, session_id: Any, key: str | None, call: _sdk.RunCall) -> Any:
         seat = _run.seat_for(self._session_id(session_id), self.options, call, key)
-        return _run.carry_out(seat, lambda: _run.Run(seat.turn, call), self.method)
+        return _calling.carry_out(seat, lambda: _run.Run(seat.turn, call), self.method)
 
 
 TakeSeat = Callable[[], Seat]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self, Unpack
 
-from session_middleware import _background, _observe, _run, _sdk
+from session_middleware import _background, _calling, _observe, _run, _sdk
 from session_middleware._options import (
     MemoryOption,
     Options,
@@ -100,7 +100,7 @@ class _Intercepted:
         seat = self._seat(session)
         if seat is None:
             return call.go()
-        return _run.carry_out(seat, lambda: _run.Run(seat.turn, call), self.method)
+        return _calling.carry_out(seat, lambda: _run.Run(seat.turn, call), self.method)
 
     def _with_session_of_the_users(self, session: Any) -> Any:
         """Somebody else's session: respected, and watched where that was asked for."""

@@ -19,6 +19,7 @@ from session_middleware.history import (
     Turn,
     apply_windows,
     digest,
+    digest_of_texts,
     holds_output,
     last_items,
     last_turns,
@@ -279,9 +280,10 @@ def test_the_text_of_an_item_can_always_be_encoded() -> None:
 def test_a_digest_of_texts_tells_lists_of_items_apart(one: list[str], other: list[str]) -> None:
     """Equal lists have equal digests; no two lists share one by where their items end."""
     both = [[text_of(user(text)) for text in texts] for texts in (one, other)]
-    digests = [size_and_digest(texts)[1] for texts in both]
+    digests = [digest_of_texts(texts) for texts in both]
     assert (digests[0] == digests[1]) == (one == other)
-    assert size_and_digest(both[0])[0] == sum(len(text.encode()) for text in both[0])
+    size = sum(len(text.encode()) for text in both[0])
+    assert size_and_digest(both[0]) == (size, digests[0])
 
 
 # --- what a run that did not complete left behind ------------------------------------------

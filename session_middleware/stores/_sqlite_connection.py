@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import sqlite3
 import threading
 import time
@@ -30,64 +29,21 @@ import aiosqlite
 
 from session_middleware import _background
 from session_middleware._background import Outcome
-from session_middleware.errors import MemoryClosed, MemoryUnavailable, NotADatabase
+from session_middleware.errors import MemoryClosed
+from session_middleware.stores._sqlite_driver import (
+    as_memory_error,
+    is_transient,
+    pauses,
+    readable,
+)
 
 T = TypeVar("T")
 
-_TRANSIENT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_FIRST_PAUSE = 0.001
-_LONGEST_PAUSE = 0.05
 _FORK_PATIENCE = 1.0
 _STARTS = 4
 _FLUSHES = 16  # the quickest of them tells how quick the disk is: others waited for the interpreter
 _SLOW_FLUSH = 0.0005  # seconds
 _LINGER = 0.05  # seconds; operations come in bursts, and a hop through two threads costs more
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether another process is in the way, so that the same thing may succeed in a moment."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in _TRANSIENT
-
-
-def readable(text: bytes) -> str:
-    """A text of the file; what somebody else wrote there as no UTF-8 must not stop a load."""
-    return text.decode(errors="replace")
-
-
-def pauses() -> Callable[[], None]:
-    """A function that sleeps a little longer each time, with jitter."""
-    longest = _FIRST_PAUSE
-
-    def pause() -> None:
-        nonlocal longest
-        time.sleep(random.uniform(0, longest))  # noqa: S311 - jitter, no secret
-        longest = min(longest * 2, _LONGEST_PAUSE)
-
-    return pause
-
-
-def as_memory_error(error: BaseException, path: str) -> BaseException:
-    """The error to raise for one of the driver's; any other is returned as it is."""
-    if not isinstance(error, (sqlite3.Error, OSError)):
-        return error
-    wrapped: Exception
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
-        wrapped = NotADatabase(
-            f"{path} is no SQLite database, and was left as it is: name another file"
-        )
-    elif is_transient(error):
-        wrapped = MemoryUnavailable(
-            f"{path} was kept locked by another process for the whole operation_timeout: "
-            "find the one that keeps a transaction open, or raise operation_timeout"
-        )
-    else:
-        wrapped = MemoryUnavailable(
-            f"SQLite could not work on {path} ({error}): check that the disk has room and that "
-            "the file and its folder can be written, then try again"
-        )
-    wrapped.__cause__ = error
-    return wrapped
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from session_middleware.errors import MemoryUnavailable
 from session_middleware.stores import _sqlite_schema as schema
-from session_middleware.stores._sqlite_connection import is_transient, pauses
+from session_middleware.stores._sqlite_driver import is_transient, pauses
 
 
 def create_file(path: str) -> None:

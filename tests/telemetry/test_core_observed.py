@@ -17,7 +17,7 @@ from scripted import assistant, call, local_agent, scripted_agent
 from stored import METHODS, run_by, tool
 
 from session_middleware import _observe, installed, with_session_memory
-from session_middleware.history import size_and_digest, text_of
+from session_middleware.history import digest_of_texts, text_of
 from session_middleware.telemetry import Telemetry, TurnTelemetry
 
 both_ways = pytest.mark.parametrize("method", METHODS)
@@ -171,7 +171,7 @@ async def test_the_digest_leads_to_the_history(
     attributes = otel.span("session_turn Agent workflow").attributes
     texts = [text_of(item) for item in before]
     assert attributes["session_middleware.history.item_count"] == 2
-    assert attributes["session_middleware.history.digest"] == size_and_digest(texts)[1]
+    assert attributes["session_middleware.history.digest"] == digest_of_texts(texts)
     size = sum(len(text.encode()) for text in texts)
     assert attributes["session_middleware.history.size_bytes"] == size
 

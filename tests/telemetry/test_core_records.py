@@ -11,7 +11,7 @@ from scripted import local_agent
 from stored import METHODS, carried_out
 
 from session_middleware import last_turns, session_scope
-from session_middleware.history import size_and_digest, text_of
+from session_middleware.history import digest_of_texts, text_of
 from session_middleware.telemetry import Telemetry
 
 DIGEST = "session_middleware.history.digest"
@@ -66,7 +66,7 @@ async def test_a_digest_is_that_of_the_turns_before(
     for record, root in zip(reversed(await each_memory.turns("s")), roots(otel), strict=True):
         seen = stored[: 2 * (record.turn - 1)]
         lines = [text_of(item) for item in seen]
-        assert record.history_digest == size_and_digest(lines)[1]
+        assert record.history_digest == digest_of_texts(lines)
         assert root.attributes["session_middleware.history.item_count"] == len(seen)
         size = sum(len(line.encode()) for line in lines)
         assert root.attributes["session_middleware.history.size_bytes"] == size
@@ -82,7 +82,7 @@ async def test_a_digest_is_of_what_a_window_left(
         await carried_out("run", local_agent(), text, each_memory, decoration=decoration)
     stored = await each_memory.load_session("s")
     newest, *_ = await each_memory.turns("s")
-    assert newest.history_digest == size_and_digest([*map(text_of, stored[2:4])])[1]
+    assert newest.history_digest == digest_of_texts(map(text_of, stored[2:4]))
     assert roots(otel)[-1].attributes[DIGEST] == newest.history_digest
     assert [event["turn"] for event in events if event["event"] == "history_trimmed"] == [3]
 
@@ -98,7 +98,7 @@ async def test_a_digest_is_of_what_a_repair_left(
     newest, *_ = await each_memory.turns("s")
     stored = await each_memory.load_session("s")
     assert orphan in stored
-    assert newest.history_digest == size_and_digest([text_of(stored[0])])[1]
+    assert newest.history_digest == digest_of_texts([text_of(stored[0])])
     (root,) = roots(otel)
     assert root.attributes["session_middleware.history.item_count"] == 1
     assert "history_repaired" in [event["event"] for event in events]
@@ -118,5 +118,5 @@ async def test_several_runs_of_a_turn(each_memory: Any, otel: Any, telemetry: Te
             await Runner.run(local_agent(), text)
     (record,) = await each_memory.turns("s")
     stored = await each_memory.load_session("s")
-    assert record.history_digest == size_and_digest([*map(text_of, stored[:2])])[1]
+    assert record.history_digest == digest_of_texts(map(text_of, stored[:2]))
     assert roots(otel)[0].attributes[DIGEST] == record.history_digest
