@@ -82,8 +82,11 @@ class Options:
         object.__setattr__(self, "_turns", turns)
         writes = turns if issubclass(type(turns), SupportsTurnWrites) else None
         object.__setattr__(self, "turn_writes", writes)
-        for ability in ("reads_with_taking", "stores_with_taking"):
-            object.__setattr__(self, ability, getattr(type(turns), ability, False))
+        reads = getattr(type(turns), "reads_with_taking", False)
+        object.__setattr__(self, "reads_with_taking", reads)
+        # What was stored too early must be taken back, which write_turn does.
+        stores = writes is not None and getattr(type(turns), "stores_with_taking", False)
+        object.__setattr__(self, "stores_with_taking", stores)
 
     @property
     def turns(self) -> SupportsTurns:

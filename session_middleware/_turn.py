@@ -106,6 +106,7 @@ class Turn:
         self.expiry: Future[None] | None = None
         self._prefetched: tuple[Reading, Loaded] | None = None
         self._stored_input: RunItems | None = None
+        self._only_input = False
         self._outbox = Outbox()
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -229,6 +230,9 @@ class Turn:
             raise
         try:
             taken = await self._lease(began, 0 if reject else patience, reading, given)
+            if taken.stored and given is not None:
+                self._stored_input = given
+                self.account.starts(given.run)  # before another run can come in
             self._holds(taken)
         except MemoryUnavailable as error:
             if not self.forgets("load_failed", error):
@@ -240,8 +244,6 @@ class Turn:
         else:
             if reading is not None and taken.loaded is not None:
                 self._prefetched = reading, taken.loaded
-            if taken.stored:
-                self._stored_input = given
         self.telemetry.taken(self.number or 0, time.monotonic() - began)
 
     async def _lease(
@@ -437,6 +439,7 @@ class Turn:
         with self.telemetry.operation("create_memory") as operation:
             operation.count = len(given.texts)
         self._stored(given.run, len(given.texts))
+        self._only_input = True
 
     def _still_its_own(self) -> None:
         if self.expiry is not None:
@@ -469,6 +472,7 @@ class Turn:
                 self._stored(new.run, len(new.texts))
 
     def _stored(self, run: int, items: int) -> None:
+        self._only_input = False
         self.account.stored += items
         self.telemetry.event("items_saved", count=items, run=run)
 
@@ -533,7 +537,7 @@ class Turn:
         record = self.account.record(
             self._error,
             on_failure=self.options.on_failure,
-            durable=self.idempotency_key is not None,
+            durable=self.idempotency_key is not None or self._only_input,
             otel_trace_id=self.telemetry.otel_trace_id,
         )
         if self.forgotten and record.error_type is None:  # it ended well, and is not all there

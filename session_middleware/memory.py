@@ -248,6 +248,8 @@ class SupportsTurnWrites(Protocol):
     ) -> None:
         """Do what ``append_items`` does with each of these, and ``end_turn``: all or nothing.
 
+        Items that come ``instead`` take the place of all that their run has, and may be none.
+
         It must not ask for the session's items by methods that wait for what the turn stores.
         """
         ...
@@ -291,8 +293,8 @@ class SupportsTurns(Protocol):
 
         ``request.read`` is given to a class that sets ``reads_with_taking``, and may be answered
         or left to ``load_turns``. ``request.input`` is given to one that sets
-        ``stores_with_taking``; what is stored of it is on the disk, at the latest, when the turn's
-        next items are.
+        ``stores_with_taking``; it is on the disk, at the latest, when the turn's next items are, or
+        its end if that is durable.
         """
         ...
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from agents import Agent, Runner, function_tool
+from agents.testing import ModelStep
 from benchmarks.subjects import NullModel, history, null_agent, one_turn
 from benchmarks.very_long import fill
 from scripted import assistant, call, scripted_agent
@@ -200,6 +201,17 @@ async def test_a_run_waits_for_the_disk_once_for_each_model_turn(
         flushes = after["synced"] - before["synced"]
         assert model_turns <= flushes <= model_turns + 1
         assert after["commits"] - before["commits"] == flushes + 1
+
+
+async def test_a_run_that_adds_nothing_to_its_input_has_flushed_it(
+    memory: SQLiteSessionMemory,
+) -> None:
+    """When it returns, as nothing would have taken the input to the disk but its end."""
+    run = with_session_memory(Runner.run, memory=memory)
+    before = memory.stats()["synced"]
+    await run(scripted_agent(ModelStep(output=[])), "hi", session_id="counted")
+    assert memory.stats()["synced"] > before
+    assert len(await memory.load_session("counted")) == 1
 
 
 async def test_an_input_is_flushed_while_the_model_thinks(memory: SQLiteSessionMemory) -> None:

@@ -60,8 +60,9 @@ class SQLiteSessionMemory(TurnMemory):
         db_path: the file; a relative path means the folder that is current now. ``:memory:``
             keeps everything in this object.
         lease: seconds for which a session stays taken when the process that holds it dies.
-        synchronous: "FULL" flushes what was stored to the disk before a write returns; with
-            "NORMAL" a power failure, though no crash, may lose the newest writes.
+        synchronous: "FULL" flushes what was stored to the disk before a write, or the run that
+            it is of, returns; with "NORMAL" a power failure, though no crash, may lose the newest
+            writes.
         operation_timeout: seconds to wait for other processes that keep the file locked.
 
     Raises:
