@@ -70,6 +70,7 @@ class Run:
         self.resumes = _sdk.parked_identity(call.input) if call.resumes else None
         self._digest = "" if call.resumes else input_digest(call)
         self._number: int | None = None
+        self._merges = _sdk.merges_input(call)
         self._ahead: RunItems | None = None  # the input: stored, and not yet handed over
         self._left: LeftRun | None = None
         self._kept: int | None = None
@@ -114,17 +115,19 @@ class Run:
                 return
             # Interrupted from here on, they may be stored or not: a run that is made again asks.
             self._unsure = True
+            instead = False
             if self._ahead is not None:
-                ahead, self._ahead = self._ahead, None
-                if encode_items(kept) == ahead.texts:
+                texts, ahead, self._ahead = encode_items(kept), self._ahead, None
+                if self.turn.has_stored(ahead) and texts == ahead.texts:
                     self.turn.hand_over(ahead)
-                else:
-                    await self.turn.append(number, 0, kept, self._digest, instead=True)
-                self._position, self._unsure = len(kept), False
-                return
+                    self._position, self._unsure = len(kept), False
+                    return
+                instead = self.turn.has_stored(ahead)
             self._outputs = self._outputs or holds_output(kept)
             last = self._position > 0 and only_words(kept)
-            await self.turn.append(number, self._position, kept, self._digest, last=last)
+            await self.turn.append(
+                number, self._position, kept, self._digest, last=last, instead=instead
+            )
         except MemoryUnavailable as error:
             if not self.turn.forgets("save_failed", error):
                 raise
@@ -193,7 +196,7 @@ class Run:
 
     def _given(self) -> RunItems | None:
         """The new input as the SDK will hand it over, where that can be told before it does."""
-        changed = self.turn.options.redact is not None or _sdk.merges_input(self.call)
+        changed = self.turn.options.redact is not None or self._merges
         if not self.turn.options.stores_with_taking or self.resumes is not None or changed:
             return None
         try:
@@ -244,7 +247,7 @@ class Run:
         """The run is over; ``here``: in the context it was called in."""
         if self._span is not None:
             self._span.finish(reset_current=here)
-        if self._ahead is not None:
+        if self._ahead is not None and self.turn.has_stored(self._ahead):
             self.turn.withdraw(self._ahead)
         self.call.arguments.clear()  # they name this run: without them it is freed at once
         state: RunState

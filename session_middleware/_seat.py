@@ -61,7 +61,7 @@ class Seat:
 
     async def settle(self) -> None:
         """Store them, as long as the run can still fail for it."""
-        await self.turn.settle()
+        await self.turn.send()
 
     async def leave(self, error: BaseException | None = None) -> None:
         """Leave the turn; the last one to leave ends it, and hears of what went wrong then."""
@@ -76,7 +76,7 @@ class Seat:
             await _finish(turn.end(), error)
             return
         if turn.owes:  # the turn goes on, and others may look for what this part did
-            await _finish(turn.settle(), error)
+            await _finish(turn.send(), error)
         if turn.expiry is not None:
             await _background.finish(asyncio.wrap_future(turn.expiry))
         if error is None:
@@ -90,7 +90,7 @@ class Seat:
             return
         if turn.owes and _running_loop() is None:  # one that stores may be waiting for this loop
             with suppress(*([Exception] if error is not None else [])):
-                _background.wait(turn.settle())
+                _background.wait(turn.send())
         if turn.expiry is not None:
             turn.expiry.result()
         if error is None:

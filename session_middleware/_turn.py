@@ -309,7 +309,7 @@ class Turn:
                 "a parked run is resumed while another run of this turn is going on: "
                 "resume it in a turn of its own"
             )
-        await self.settle()
+        await self.send()
         state: TurnState = "completed" if self.account.stored else "replaced"
         await self.store.end_turn(taken.lease, TurnEnd(state, datetime.now(UTC)))
         self._resume = identity
@@ -354,7 +354,7 @@ class Turn:
     async def load(self, run: int, limit: int | None) -> list[Item]:
         """The history as the model gets it."""
         prefetched, self._prefetched = self._prefetched, None
-        await self.settle()
+        await self.send()
         lease = self.lease
         hidden = self.account.going_on(besides=run)
         if hidden:
@@ -375,7 +375,7 @@ class Turn:
 
     async def load_own(self, limit: int | None) -> list[Item]:
         """The newest items of this turn itself, raw: what a resumed run compares."""
-        await self.settle()
+        await self.send()
         lease = self.lease
         if lease is None:
             return []
@@ -416,9 +416,9 @@ class Turn:
             new = RunItems(run, position, encode_items(items), input_digest, instead)
             self._outbox.put(new)
             if instead:
-                await self.settle()
+                await self.send()
             return
-        await self.settle()
+        await self.send()
         with self.telemetry.operation("create_memory") as operation:
             operation.count = len(items)
             await self.store.append_items(lease, run, position, items, input_digest=input_digest)
@@ -446,11 +446,21 @@ class Turn:
             raise TurnLost(f"{self._error}; nothing was written: start a new turn")
 
     def withdraw(self, given: RunItems) -> None:
-        """The run is over, and the SDK never came to hand over that input."""
+        """The SDK has not handed over that input yet, and maybe never will."""
+        self._stored_input = None
         self._outbox.put(dataclasses.replace(given, texts=[], instead=True))
 
     async def settle(self) -> None:
-        """Store what waits for the turn's end, because somebody looks or something follows.
+        """Let the session be as if the SDK had stored all it handed over so far, and no more.
+
+        For the memory's own methods, where they look into the session or change it in the turn.
+        """
+        if self._stored_input is not None:
+            self.withdraw(self._stored_input)  # it is stored when it is handed over, as any other
+        await self.send()
+
+    async def send(self) -> None:
+        """Store what waits for the turn's end, because something follows that comes after it.
 
         What the memory could not store waits on, as the run that it is of did not hear of it.
         """
@@ -462,10 +472,13 @@ class Turn:
                 raise
 
     async def _write_turn(self, items: list[RunItems], end: TurnEnd | None = None) -> None:
-        if self.lease is None or self.options.turn_writes is None or self.forgotten:
+        if self.forgotten:
+            items = _withdrawn(items)
+        if self.lease is None or self.options.turn_writes is None or not (items or end):
             return
-        with self.telemetry.operation("create_memory") as operation:
-            operation.count = sum(len(new.texts) for new in items)
+        stored = sum(len(new.texts) for new in items)
+        with self.telemetry.operation("create_memory" if stored else "delete_memory") as operation:
+            operation.count = stored
             await self.options.turn_writes.write_turn(self.lease, items, end)
         for new in items:
             if new.texts:
@@ -478,7 +491,7 @@ class Turn:
 
     async def take_over(self, left: LeftRun, run: int) -> int:
         """Let a run take over what an earlier one left; returns how many items it starts with."""
-        await self.settle()
+        await self.send()
         self._prefetched = None
         lease = self.lease
         if lease is None:
@@ -546,9 +559,13 @@ class Turn:
 
     async def _write(self, record: TurnEnd, lease: Lease) -> TurnEnd:
         """Write the record, and with it the items still to be stored; returns what was written."""
+        if self._stored_input is not None:
+            self.withdraw(self._stored_input)
         items = await self._outbox.empty()
-        if record.discard or self.forgotten:
+        if record.discard:
             items = []
+        elif self.forgotten:
+            items = _withdrawn(items)
         try:
             if record.state == "completed":
                 for run in self.account.superseded():
@@ -565,8 +582,8 @@ class Turn:
         except Exception as error:
             if items:
                 return await self._end_without(items, error, lease)
-            # The items are safe; what is lost is the record, which only a key relies on.
-            needed = self.idempotency_key is not None and self.options.on_unavailable == "raise"
+            # The items are safe, or else the record is durable; only what is, is relied upon.
+            needed = record.durable and self.options.on_unavailable == "raise"
             if needed or not isinstance(error, MemoryUnavailable):
                 raise
             self.telemetry.event("save_failed", error_type=type(error.__cause__ or error).__name__)
@@ -584,6 +601,11 @@ class Turn:
         if not forgets:
             raise error
         return record
+
+
+def _withdrawn(items: list[RunItems]) -> list[RunItems]:
+    """Of these, what takes something back: that is done even where nothing more is stored."""
+    return [new for new in items if new.instead and not new.texts]
 
 
 def _outcome_without_record(failure: BaseException) -> TurnState:

@@ -97,4 +97,4 @@ async def _settle() -> None:
     """Nothing is asked of a model before what led to it is stored."""
     turn = turn_here()
     if turn is not None and turn.owes:
-        await turn.settle()
+        await turn.send()

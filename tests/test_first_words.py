@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 from agents import RunConfig, RunHooks, Runner, SessionSettings
+from agents.testing import ModelStep
 from harness import WatchedInMemory
 from scripted import assistant, local_agent, model_of, scripted_agent
-from stored import METHODS, carried_out, free, run_by, states, stored
+from stored import METHODS, carried_out, free, letters, run_by, states, stored
 
 from session_middleware import (
     InMemorySessionMemory,
+    InvalidItem,
+    MemoryUnavailable,
     SQLiteSessionMemory,
+    TurnLost,
     _leasing,
     last_items,
     last_turns,
@@ -168,6 +172,140 @@ async def test_an_input_that_the_sdk_does_not_hand_over_does_not_stay(
     assert await states(each_memory) == ["failed"]
 
 
+@both_ways
+async def test_a_session_that_was_only_to_begin_does_not_exist(
+    method: str, each_memory: Any
+) -> None:
+    """What was stored with the taking and went again has made none."""
+    with pytest.raises(RuntimeError, match="not today"):
+        await carried_out("run_streamed", local_agent(), "Hi", each_memory, hooks=Unwilling())
+    assert not await each_memory.session_exists("s")
+    assert await each_memory.list_sessions() == []
+    await carried_out(method, local_agent(), "Hi", each_memory)
+    assert await each_memory.list_sessions() == ["s"]
+    with pytest.raises(RuntimeError, match="not today"):
+        await carried_out("run_streamed", local_agent(), "Hi", each_memory, hooks=Unwilling())
+    assert await each_memory.list_sessions() == ["s"]
+
+
+class Doing(RunHooks[Any]):
+    """Does something before the SDK has handed over what a stream was asked."""
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+    async def on_agent_start(self, *args: Any) -> None:
+        await self.what()
+
+
+SUMMARY = {"role": "user", "content": "In short."}
+
+
+@pytest.mark.parametrize(
+    ("do", "left"),
+    [
+        (lambda memory: memory.clear_session("s"), ["Hi"]),
+        (lambda memory: memory.save_session("s", [SUMMARY]), ["In short.", "Hi"]),
+        (lambda memory: memory.save_session("s", []), ["Hi"]),
+        (lambda memory: memory.pop_item("s"), ["Hi"]),
+        (lambda memory: memory.session("s").pop_item(), ["Hi"]),
+        (lambda memory: memory.append_to_session("s", [SUMMARY]), ["Before.", "Hi", "In short."]),
+    ],
+    ids=["clear", "save", "save nothing", "pop", "pop from a view", "append"],
+)
+async def test_a_session_that_is_changed_before_the_input_is_handed_over(
+    do: Any, left: list[str], each_memory: Any
+) -> None:
+    """The change is one of what was there before; the input comes after it."""
+    await each_memory.append_to_session("s", [{"role": "user", "content": "Before."}])
+    hooks = Doing(lambda: do(each_memory))
+    await carried_out("run_streamed", local_agent(), "Hi", each_memory, hooks=hooks)
+    items = await each_memory.load_session("s")
+    assert [item["content"] for item in items if item["role"] == "user"] == left
+    assert letters(items[items.index({"role": "user", "content": "Hi"}) :]).startswith("U A")
+
+
+async def test_who_looks_before_the_input_is_handed_over_does_not_see_it(each_memory: Any) -> None:
+    """As if it were stored then."""
+    seen = []
+
+    async def look() -> None:
+        seen.append(letters(await each_memory.load_session("s")))
+
+    for _ in range(2):
+        await carried_out("run_streamed", local_agent(), "Hi", each_memory, hooks=Doing(look))
+    assert seen == ["", "U A"]
+    assert await stored(each_memory) == "U A U A"
+
+
+@both_ways
+async def test_a_turn_that_forgets_forgets_its_input_too(method: str) -> None:
+    """Where the memory failed between the taking and the hand-over."""
+    memory = WatchedInMemory()
+    memory.will_fail(2, after_effect=False)
+    for _ in range(2):
+        await carried_out(
+            method, local_agent(), "Hi", memory, decoration={"on_unavailable": "forget"}
+        )
+        assert memory.failed == "load"
+        memory.will_fail(2, after_effect=False)
+    assert await memory.load_session("s") == []
+
+
+async def test_a_turn_that_is_out_of_time_before_the_hand_over_keeps_no_input(
+    each_memory: Any,
+) -> None:
+    """Whoever asks again is asked once."""
+    hooks = Doing(lambda: asyncio.sleep(0.4))
+    with pytest.raises(TurnLost):
+        await carried_out(
+            "run_streamed",
+            local_agent(),
+            "Hi",
+            each_memory,
+            hooks=hooks,
+            decoration={"turn_timeout": 0.1},
+        )
+    assert await each_memory.load_session("s") == []
+    await carried_out("run_streamed", local_agent(), "Hi", each_memory)
+    assert await stored(each_memory) == "U A"
+
+
+async def test_an_input_that_becomes_one_that_cannot_be_stored(each_memory: Any) -> None:
+    """InvalidItem, and what was stored in its place goes."""
+
+    class Breaking(Runner):
+        @classmethod
+        async def run(cls, starting_agent: Any, input: Any, **options: Any) -> Any:  # noqa: A002
+            broken: Any = [{"role": "user", "content": float("nan")}]
+            return await super().run(starting_agent, broken, **options)
+
+    with pytest.raises(InvalidItem):
+        await with_session_memory(Breaking.run, memory=each_memory)(
+            local_agent(), "Hi", session_id="s"
+        )
+    assert await each_memory.load_session("s") == []
+
+
+@both_ways
+async def test_a_key_takes_nothing_away_from_it(method: str) -> None:
+    """The input of a run with an idempotency key is stored with the taking as well."""
+    memory = Asked()
+    await carried_out(method, local_agent(), "Hi", memory, idempotency_key="k")
+    assert memory.given == [['{"content": "Hi", "role": "user"}']]
+    assert await stored(memory) == "U A"
+
+
+@both_ways
+async def test_an_end_that_alone_makes_the_input_safe_is_needed(method: str) -> None:
+    """A run that adds nothing fails where its end cannot be written."""
+    memory = WatchedInMemory()
+    memory.will_fail(3, after_effect=False)
+    with pytest.raises(MemoryUnavailable):
+        await carried_out(method, scripted_agent(ModelStep(output=[])), "Hi", memory)
+    assert memory.failed == "end"
+
+
 async def test_a_run_that_ended_so_early_can_be_made_again_in_its_turn(each_memory: Any) -> None:
     """One question and one answer, whoever took the session for the first attempt."""
     with session_scope("s", memory=each_memory):  # taken by the first run, as a loop is running
@@ -190,14 +328,14 @@ async def test_a_taking_that_was_cancelled_leaves_nothing(tmp_path: Path) -> Non
         (slow, _leasing._take_whole(slow, request)),  # as the core takes it
         (file, file.take_turn(request)),
     ):
-        await memory.append_to_session("s", [{"role": "user", "content": "Before."}])
         task = asyncio.ensure_future(taking)
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        (record, _before) = await memory.turns("s")
+        (record,) = await memory.turns("s")
         assert (record.state, record.items) == ("cancelled", [])
+        assert not await memory.session_exists("s")
         assert await free(memory)
     await file.cleanup()
 

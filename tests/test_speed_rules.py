@@ -26,7 +26,13 @@ from benchmarks.subjects import NullModel, history, null_agent, one_turn
 from benchmarks.very_long import fill
 from scripted import assistant, call, scripted_agent
 
-from session_middleware import SQLiteSessionMemory, last_items, last_turns, with_session_memory
+from session_middleware import (
+    SessionBusy,
+    SQLiteSessionMemory,
+    last_items,
+    last_turns,
+    with_session_memory,
+)
 from session_middleware.history import LastItems, LastTurns
 from session_middleware.memory import Reading, RunItems, TakeTurn, TurnEnd
 from session_middleware.stores import _sqlite_reads as reading
@@ -232,6 +238,59 @@ async def test_an_input_is_flushed_while_the_model_thinks(memory: SQLiteSessionM
     assert memory.stats()["synced"] - before == 2
 
 
+async def test_a_flush_writes_to_the_file(memory: SQLiteSessionMemory) -> None:
+    """SQLite does not flush for a commit that has nothing to write."""
+    log = f"{memory.path}-wal"
+    request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
+    before = memory.stats()["synced"]
+    await memory.take_turn(request)
+    written = os.stat(log).st_size
+    async with asyncio.timeout(10):
+        while memory.stats()["synced"] == before:
+            await asyncio.to_thread(time.sleep, 0.01)
+    assert os.stat(log).st_size > written
+
+
+async def test_who_is_refused_flushes_nothing(memory: SQLiteSessionMemory) -> None:
+    """Nothing was stored for it, however often it asks."""
+    request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
+    await memory.take_turn(request)
+    await asyncio.sleep(0.2)
+    before = memory.stats()["synced"]
+    with pytest.raises(SessionBusy):
+        await memory.take_turn(request)
+    await asyncio.sleep(0.2)
+    assert memory.stats()["synced"] == before
+
+
+async def test_who_only_asks_puts_no_flush_off(memory: SQLiteSessionMemory) -> None:
+    """Groups that change nothing flush what was before them, once it is due."""
+    request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
+    before = memory.stats()["synced"]
+    await memory.take_turn(request)
+    until = time.monotonic() + 10
+    while memory.stats()["synced"] == before and time.monotonic() < until:
+        await memory.ping()  # never idle for as long as it takes to flush of itself
+    assert memory.stats()["synced"] == before + 1
+
+
+async def test_a_flush_that_another_process_holds_up_is_made_later(
+    memory: SQLiteSessionMemory,
+) -> None:
+    """As soon as it can be."""
+    request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
+    before = memory.stats()["synced"]
+    await memory.take_turn(request)
+    with closing(sqlite3.connect(memory.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await asyncio.to_thread(time.sleep, 1.3)
+        assert memory.stats()["synced"] == before
+        other.execute("ROLLBACK")
+    async with asyncio.timeout(10):
+        while memory.stats()["synced"] == before:
+            await asyncio.to_thread(time.sleep, 0.01)
+
+
 async def test_an_input_is_flushed_while_others_keep_the_file_busy(
     memory: SQLiteSessionMemory,
 ) -> None:
@@ -239,7 +298,6 @@ async def test_an_input_is_flushed_while_others_keep_the_file_busy(
     before = memory.stats()["synced"]
     request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
     assert (await memory.take_turn(request)).stored
-    assert memory.stats()["synced"] == before
     busy = threading.Event()
 
     def work(connection: sqlite3.Connection) -> None:

@@ -79,12 +79,18 @@ class _Session:
     token: int | None = None
     leased: int = 0
     stored: bool = False  # something was stored or saved: only then does the session exist
+    opened: int | None = None  # the token of the taking by whose input alone it exists
     parked: dict[str, tuple[int, bool]] = field(default_factory=dict)  # -> turn, still open
 
     def begin(self, state: TurnState, started_at: datetime, first: int = 1) -> _Turn:
         turn = _Turn(max(next(reversed(self.turns), 0) + 1, first), state, started_at)
         self.turns[turn.number] = turn
         return turn
+
+    def cease(self) -> None:
+        """Exist no more, if that was by an input alone that is gone."""
+        if self.opened == self.token and not any(turn.texts() for turn in self.turns.values()):
+            self.stored, self.opened = False, None
 
     def newest_first(self) -> Iterator[_Turn]:
         return reversed(self.turns.values())
@@ -134,7 +140,9 @@ class Ledger:
         carried = () if resumed is not None else tuple(_carried(turn))
         stores = request.input is not None and resumed is None and earlier is None
         if request.input is not None and stores:
+            opened = None if session.stored else session.token
             self.append(lease, [request.input])
+            session.opened = opened
         return Taken(
             lease,
             next_run=max(turn.runs, default=0) + 1,
@@ -291,6 +299,7 @@ class Ledger:
                     raise ValueError(
                         f"run {new.run} of turn {turn.number} has another item at {at}"
                     )
+        session = self._sessions[lease.session_id]
         for new in items:
             stored = turn.runs.setdefault(new.run, _Run())
             if stored.input_digest is None:
@@ -298,7 +307,9 @@ class Ledger:
             if new.instead:
                 stored.items = {}
             stored.items.update(enumerate(new.texts, start=new.position))
-            self._sessions[lease.session_id].stored |= bool(new.texts)
+            if new.texts:
+                session.stored, session.opened = True, None
+        session.cease()
 
     def retry(self, lease: Lease, failed: int, run: int) -> int:
         turn = self.fenced(lease)
@@ -320,6 +331,7 @@ class Ledger:
         if end.discard:
             for stored in turn.runs.values():
                 stored.items = {}
+            session.cease()
         for identity in end.park:
             session.parked[identity] = (turn.number, True)
             self._parked_in.setdefault(identity, set()).add(lease.session_id)

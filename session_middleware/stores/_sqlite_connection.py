@@ -43,6 +43,7 @@ _FORK_PATIENCE = 1.0
 _STARTS = 4
 _FLUSHES = 16  # the quickest of them tells how quick the disk is: others waited for the interpreter
 _SLOW_FLUSH = 0.0005  # seconds
+_FLUSH_PATIENCE = 1.0  # seconds
 _LINGER = 0.05  # seconds; operations come in bursts, and a hop through two threads costs more
 
 
@@ -289,6 +290,7 @@ class ConnectionQueue:
         self, connection: GroupConnection, group: Sequence[_Member[Any]]
     ) -> sqlite3.Error | None:
         """Run and commit the group and settle it, or return what another process holds up."""
+        owed = self._flush_by is not None
         overdue = self._flush_by is not None and self._flush_by <= time.monotonic()
         full = overdue or any(member.keep for member in group)
         synchronous = "FULL" if full else "NORMAL"
@@ -299,9 +301,11 @@ class ConnectionQueue:
                 connection.execute("ROLLBACK")
                 connection.execute(self._begin)
                 self._run_members(connection, group, apart=True)
+            if full and owed:
+                connection.execute(self._flush)
             began = time.monotonic()
             connection.execute("COMMIT")
-            flushed = full and connection.total_changes != changes
+            flushed = full and (owed or connection.total_changes != changes)
             if flushed:
                 self._flushes.append(time.monotonic() - began)
         except BaseException as error:
@@ -316,9 +320,9 @@ class ConnectionQueue:
         self.counts.groups += 1
         self.counts.members += len(group)
         self.counts.synced += flushed
-        if flushed:
+        if full:
             self._flush_by = None
-        elif self._flush_by is None and any(member.soon for member in group):
+        elif not owed and any(member.soon and member.error is None for member in group):
             self._flush_by = time.monotonic() + _LINGER
         self._settle(group)
         return None
@@ -363,8 +367,7 @@ class ConnectionQueue:
             if last and not (self._waiting or self._starting or self._closed):
                 self._arrival.wait(_LINGER)
             if last and not (self._waiting or self._starting) and self._flush_by is not None:
-                self._flush_by = None
-                return [_Member(self._write_nothing, True, time.monotonic() + self._timeout, None)]
+                return [_Member(_nothing, True, time.monotonic() + _FLUSH_PATIENCE, None)]
             group = list(self._waiting)
             self._waiting.clear()
             starts = len(self._starting)
@@ -377,10 +380,6 @@ class ConnectionQueue:
             if last and not group:
                 self._draining = False
             return group
-
-    def _write_nothing(self, connection: sqlite3.Connection) -> None:
-        """A member that nobody waits for: its commit flushes what was committed before it."""
-        connection.execute(self._flush)
 
     def _give_up(self) -> list[_Member[Any]]:
         """Everything that waits; the drain is over."""
@@ -397,6 +396,8 @@ class ConnectionQueue:
         for member in group:
             if error is not None:
                 member.error = error
+                if member.waiter is None:  # a flush; whoever commits next may do it
+                    self._flush_by = None if self._closed else time.monotonic() + _LINGER
             if member.error is not None:
                 member.error = as_memory_error(member.error, self._path)
             if member.waiter is not None:
@@ -404,6 +405,10 @@ class ConnectionQueue:
         for loop, members in loops.items():
             with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
                 loop.call_soon_threadsafe(_set_outcomes, members)
+
+
+def _nothing(connection: sqlite3.Connection) -> None:
+    """What a member does that nobody waits for, and whose commit is all that is wanted."""
 
 
 def _set_outcomes(members: Sequence[_Member[Any]]) -> None:

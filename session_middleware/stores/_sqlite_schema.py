@@ -94,8 +94,11 @@ _TABLES = (
     "CREATE TABLE layout (readable_from INTEGER NOT NULL) STRICT",
 )
 
-FLUSH = "UPDATE layout SET readable_from = readable_from"
-"""Writes a page and changes nothing: committed, it takes to the disk what was before it."""
+FLUSH = f"PRAGMA application_id = {APPLICATION_ID}"
+"""Writes a page and changes nothing: committed, it takes to the disk what was before it.
+
+An UPDATE that leaves a row as it is would not do: no page of it is written.
+"""
 
 _NAMES = {"session", "turn", "run", "item", "park", "layout"}
 

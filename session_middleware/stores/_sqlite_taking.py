@@ -47,7 +47,8 @@ SHORT = 200
 _SESSION = """
     SELECT key, token, leased_turn, lease_until, lease_seconds,
         (SELECT max(turn) FROM turn WHERE session = key) AS newest,
-        (SELECT count(*) FROM (SELECT 1 FROM item WHERE session = key LIMIT ?)) AS items
+        (SELECT count(*) FROM (SELECT 1 FROM item WHERE session = key LIMIT ?)) AS items,
+        created_at IS NOT NULL AS exists_
     FROM session WHERE session_id = ?
 """
 _NEW_SESSION = "INSERT INTO session (session_id) VALUES (?) RETURNING key"
@@ -109,6 +110,7 @@ class _Session:
     seconds: float
     newest: int
     items: int
+    exists: bool
 
     @classmethod
     def read(
@@ -118,16 +120,23 @@ class _Session:
         row = connection.execute(_SESSION, (count_to, session_id)).fetchone()
         if row is None:
             return None
-        key, token, leased, until, seconds, newest, items = row
-        return cls(key, token, leased or 0, until or 0.0, seconds or 0.0, newest or 0, items)
+        key, token, leased, until, seconds, newest, items, exists = row
+        return cls(
+            key, token, leased or 0, until or 0.0, seconds or 0.0, newest or 0, items, bool(exists)
+        )
 
     def is_held(self, now: float) -> bool:
         # A lease that ends later than it could was granted before the clock was set back.
         return self.token is not None and now < self.until <= now + self.seconds + CLOCK_STEP
 
 
-def take(connection: sqlite3.Connection, request: TakeTurn, lease: float) -> tuple[Taken, int]:
-    """Take the session for ``lease`` seconds; also returns the key of its row."""
+def take(
+    connection: sqlite3.Connection, request: TakeTurn, lease: float
+) -> tuple[Taken, int, bool]:
+    """Take the session for ``lease`` seconds.
+
+    Also returns the key of its row, and whether it exists by what was stored of the request.
+    """
     now = time.time()
     session, resumed, earlier = look_up(connection, request, now)
     if session.is_held(now):
@@ -178,7 +187,7 @@ def take(connection: sqlite3.Connection, request: TakeTurn, lease: float) -> tup
         loaded=loaded,
         stored=new is not None,
     )
-    return taken, key
+    return taken, key, new is not None and not session.exists
 
 
 def look_up(
@@ -188,7 +197,7 @@ def look_up(
     count_to = 0 if request.read is None else SHORT + 1
     session = _Session.read(connection, request.session_id, count_to)
     if session is None:
-        session = _Session(0, None, 0, 0.0, 0.0, 0, 0)
+        session = _Session(0, None, 0, 0.0, 0.0, 0, 0, False)
     resumed = _parked_turn(connection, request, session)
     earlier = None
     if resumed is None:

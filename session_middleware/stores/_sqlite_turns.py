@@ -41,6 +41,10 @@ _OPEN_SESSION = """
         created_at = coalesce(created_at, CURRENT_TIMESTAMP), updated_at = CURRENT_TIMESTAMP
     RETURNING key
 """
+_CEASE = """
+    UPDATE session SET created_at = NULL
+    WHERE key = ?1 AND NOT EXISTS (SELECT 1 FROM item WHERE session = ?1)
+"""
 _TOUCH = "UPDATE session SET updated_at = CURRENT_TIMESTAMP WHERE key = ?"
 _DELETE_SESSION = "DELETE FROM session WHERE session_id = ?"
 _PARK = """
@@ -113,11 +117,19 @@ def _fence(connection: sqlite3.Connection, statement: str, lease: Lease) -> int:
 
 
 def write(
-    connection: sqlite3.Connection, lease: Lease, items: Sequence[RunItems], how: TurnEnd | None
+    connection: sqlite3.Connection,
+    lease: Lease,
+    items: Sequence[RunItems],
+    how: TurnEnd | None,
+    opened: bool = False,
 ) -> None:
     """Store the items, and the turn's end if it is given.
 
     Storing the same at the same place once more changes nothing.
+
+    Args:
+        opened: the session exists only by what was stored when it was taken; without that, it
+            does not any more.
     """
     something = any(new.texts for new in items)
     if how is None:
@@ -127,6 +139,10 @@ def write(
     states: Mapping[int, str] = {} if how is None else how.runs
     for new in items:
         store(connection, key, lease.turn, new, states.get(new.run, "running"))
+    if how is not None and how.discard:
+        connection.execute(_DROP_TURN_ITEMS, (key, lease.turn))
+    if opened:
+        connection.execute(_CEASE, (key,))
     if how is None:
         return
     others = states.keys() - {new.run for new in items}
@@ -174,8 +190,6 @@ def retry(connection: sqlite3.Connection, lease: Lease, failed: int, run: int) -
 
 def _end(connection: sqlite3.Connection, key: int, turn: int, how: TurnEnd) -> None:
     """Write how the turn, whose session is let go already, ended."""
-    if how.discard:
-        connection.execute(_DROP_TURN_ITEMS, (key, turn))
     if how.park:
         connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
     traces = None

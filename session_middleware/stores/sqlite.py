@@ -97,6 +97,7 @@ class SQLiteSessionMemory(TurnMemory):
         self._file = _File(
             self.path, self.lease_seconds, _seconds("operation_timeout", operation_timeout)
         )
+        self._opened: set[int] = set()  # tokens of takings by whose input alone a session exists
         self._identity: Hashable = ("sqlite", os.path.realpath(self.path))
         if path == ":memory:":
             self._identity = ("sqlite", self._file)
@@ -119,13 +120,20 @@ class SQLiteSessionMemory(TurnMemory):
         keeps = self._keep and request.input is not None
         outcome = self._file.writes.submit(work, starts=True, soon=keeps)
         try:
-            taken, key = await outcome
+            taken, key, opened = await outcome
         except asyncio.CancelledError:
             if outcome.exception() is None:
-                await self._give_back(outcome.result()[0], request)
+                taken, _, opened = outcome.result()
+                self._note(taken, opened)
+                await self._give_back(taken, request)
             raise
+        self._note(taken, opened)
         self._file.leases.add(taken.lease.token, key)
         return taken
+
+    def _note(self, taken: Taken, opened: bool) -> None:
+        if opened:
+            self._opened.add(taken.lease.token)
 
     async def _give_back(self, taken: Taken, request: TakeTurn) -> None:
         """Undo a taking that was cancelled meanwhile: nobody will ever end this turn."""
@@ -189,9 +197,12 @@ class SQLiteSessionMemory(TurnMemory):
         keep = self._keep and bool(items)
         if end is not None:
             keep = keep or end.durable or (end.discard and self._keep)
+        opened = lease.token in self._opened and not any(new.texts for new in items)
+        work = partial(writing.write, lease=lease, items=items, how=end, opened=opened)
         try:
-            await self._write(partial(writing.write, lease=lease, items=items, how=end), keep=keep)
+            await self._write(work, keep=keep)
         finally:
+            self._opened.discard(lease.token)
             if end is not None:
                 self._file.leases.drop(lease.token)
 

@@ -50,15 +50,18 @@ async def append_to_a_million(folder: Path, quick: bool) -> list[Row]:
 async def syncs_of_a_run(folder: Path, quick: bool) -> list[Row]:
     """How often one run flushes the file: counted, for a run of one model turn."""
     memory = Ours(folder)
-    keeper, agent = memory.keeper("counted"), null_agent()
-    counts = []
-    for _ in range(5):
-        before = memory.memory.stats()["synced"]
-        await keeper.run(agent, "How often?")
-        counts.append(float(memory.memory.stats()["synced"] - before))
+    keeper = memory.keeper("counted")
+    rows = []
+    for answers, seconds in (("at once", 0.0), ("after a tenth of a second", 0.1)):
+        counts = []
+        for _ in range(5):
+            before = memory.memory.stats()["synced"]
+            await keeper.run(null_agent(seconds), "How often?")
+            counts.append(float(memory.memory.stats()["synced"] - before))
+        what = f"commits with fsync for a run of one model turn that answers {answers}"
+        rows.append(Row("syncs", what, "", {OURS: counts}, counts, Target("at most", 2, "")))
     await memory.close()
-    what = "commits with fsync for a run of one model turn"
-    return [Row("syncs", what, "", {OURS: counts}, counts, Target("at most", 2, ""))]
+    return rows
 
 
 async def many_sessions(folder: Path, quick: bool) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,9 +16,14 @@ _numbers = itertools.count(1)
 
 
 class NullModel(Model):
-    """Answers "ok" at once, with a message id of its own as providers give one."""
+    """Answers "ok" at once, or after some seconds, with an id of its own as providers give one."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
 
     async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
+        if self.seconds:
+            await asyncio.sleep(self.seconds)
         message = assistant_message("ok", item_id=f"msg_{next(_numbers)}")
         return ModelResponse(output=[message], usage=Usage(), response_id=None)
 
@@ -25,8 +31,8 @@ class NullModel(Model):
         raise NotImplementedError("nothing is streamed here")
 
 
-def null_agent() -> Agent[Any]:
-    return Agent(name="Assistant", model=NullModel())
+def null_agent(seconds: float = 0.0) -> Agent[Any]:
+    return Agent(name="Assistant", model=NullModel(seconds))
 
 
 def one_turn(number: int) -> list[dict[str, Any]]:

@@ -32,9 +32,8 @@ ROUNDS = {0: 200, 100: 100, 1_000: 30}
 STEPS: list[tuple[str, Any, str]] = [
     ("SQLiteSession.get_items", SQLiteSession, "get_items"),
     ("SQLiteSession.add_items", SQLiteSession, "add_items"),
-    ("take, with a short history", SQLiteSessionMemory, "take_turn"),
+    ("take: input stored, short history read", SQLiteSessionMemory, "take_turn"),
     ("load of a longer one", SQLiteSessionMemory, "load_turns"),
-    ("store the input", SQLiteSessionMemory, "append_items"),
     ("store the answer, end the turn", SQLiteSessionMemory, "write_turn"),
     ("look for faults when it is loaded", history, "repair"),
     ("look for faults before the model", _run, "repair"),
