@@ -2,14 +2,16 @@
 
 python -m tests.benchmarks.where
 
-The list reads and keeps nothing, so what it adds is the SDK's own work on a history: no session can
-add less. Steps are timed from call to answer, in the same process and in turns; medians in ms.
+The list is the memory of the process and nothing more, so what it adds is the SDK's own work on a
+history: no session can add less. Steps are timed from call to answer, in the same process and in
+turns; medians in ms.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from .runs import QUESTION
 from .subjects import history as items_of
 from .subjects import null_agent
 
+SESSIONS, SHARED_ROUNDS = 64, 10
 ROUNDS = {0: 200, 100: 100, 1_000: 30}
 
 STEPS: list[tuple[str, Any, str]] = [
@@ -41,18 +44,22 @@ STEPS: list[tuple[str, Any, str]] = [
 
 
 class ListSession:
-    """A session that is a list, and keeps nothing."""
+    """A session that is a list; with ``keeps``, one that what is added comes to."""
 
     session_id = "list"
     session_settings = None
 
-    def __init__(self, items: list[Any]) -> None:
+    def __init__(self, items: list[Any], *, keeps: bool = False) -> None:
         self.items = items
+        self.keeps = keeps
 
     async def get_items(self, limit: int | None = None) -> list[Any]:
         return list(self.items)
 
-    async def add_items(self, items: list[Any]) -> None: ...
+    async def add_items(self, items: list[Any]) -> None:
+        if self.keeps:
+            self.items += items
+
     async def pop_item(self) -> None: ...
     async def clear_session(self) -> None: ...
 
@@ -130,7 +137,51 @@ async def measure(folder: Path, length: int) -> dict[str, float]:
     }
 
 
+async def at_once(folder: Path) -> dict[str, float]:
+    """What a run takes of the wall clock where 64 sessions make runs at once, in ms."""
+    agent = null_agent()
+    ours, sdk = Ours(folder), SDKSQLite(folder)
+    took: dict[str, list[float]] = {}
+    for number in range(SHARED_ROUNDS):
+        names = [f"{number}-{at}" for at in range(SESSIONS)]
+        lists = [ListSession([], keeps=True) for _ in names]
+        contenders: dict[str, list[Callable[[], Awaitable[Any]]]] = {
+            "no session": [lambda: Runner.run(agent, QUESTION) for _ in names],
+            "list": [
+                functools.partial(Runner.run, agent, QUESTION, session=one)  # type: ignore[arg-type]
+                for one in lists
+            ],
+            "ours": [functools.partial(ours.keeper(name).run, agent, QUESTION) for name in names],
+            "SQLiteSession": [
+                functools.partial(sdk.keeper(name).run, agent, QUESTION) for name in names
+            ],
+        }
+        for name, runs in contenders.items():
+            gc.collect()
+            began = perf_counter()
+            await asyncio.gather(*(_six_times(run) for run in runs))
+            spent = (perf_counter() - began) * 1000 / (SESSIONS * 6)
+            if number:  # in the first of them connections are opened
+                took.setdefault(name, []).append(spent)
+    await ours.close()
+    await sdk.close()
+    return {name: median(series) for name, series in took.items()}
+
+
+async def _six_times(run: Callable[[], Awaitable[Any]]) -> None:
+    for _ in range(6):
+        await run()
+
+
 async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shared = await at_once(Path(folder))
+    print(f"| {SESSIONS} sessions at once | " + " | ".join(shared) + " |")
+    print("|---|" + "---|" * len(shared))
+    print("| ms a run | " + " | ".join(f"{spent:.2f}" for spent in shared.values()) + " |")
+    best = shared["SQLiteSession"]
+    print("| runs/s, over SQLiteSession | ", end="")
+    print(" | ".join(f"{best / spent:.2f}" for spent in shared.values()) + " |\n")
     with tempfile.TemporaryDirectory() as folder:
         columns = {length: await measure(Path(folder), length) for length in ROUNDS}
     print("| ms | " + " | ".join(f"{length:,} items" for length in columns) + " |")
