@@ -14,7 +14,14 @@ from datetime import UTC, datetime
 
 from session_middleware import _background
 from session_middleware.errors import MemoryUnavailable, SessionBusy
-from session_middleware.memory import SupportsLookUp, SupportsTurns, Taken, TakeTurn, TurnEnd
+from session_middleware.memory import (
+    SupportsLookUp,
+    SupportsTurns,
+    SupportsTurnWrites,
+    Taken,
+    TakeTurn,
+    TurnEnd,
+)
 
 
 async def look_up(store: SupportsTurns, request: TakeTurn) -> None:
@@ -62,8 +69,12 @@ async def _take_whole(store: SupportsTurns, request: TakeTurn) -> Taken:
         return taking.result()
     if taking.exception() is None:
         taken, now = taking.result(), datetime.now(UTC)
-        end = TurnEnd("cancelled", now, discard=taken.stored)
+        end = TurnEnd("cancelled", now)
         if taken.resumed and request.resume is not None:  # it waits as before
             end = TurnEnd("awaiting_approval", now, park=(request.resume,))
-        await _background.settle(store.end_turn(taken.lease, end))
+        if taken.stored and request.input is not None and isinstance(store, SupportsTurnWrites):
+            withdrawal = [request.input.withdrawn()]
+            await _background.settle(store.write_turn(taken.lease, withdrawal, end))
+        else:
+            await _background.settle(store.end_turn(taken.lease, end))
     raise cancelled

@@ -5,7 +5,7 @@ Data only, handed on by ``memory``; what is done with them is said there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -96,6 +96,15 @@ class RunItems:
     texts: list[str]
     input_digest: str | None = None
     instead: bool = False
+
+    def withdrawn(self) -> RunItems:
+        """What takes these back, as all that the run has."""
+        return replace(self, texts=[], instead=True)
+
+    @property
+    def withdraws(self) -> bool:
+        """Whether they only take something back."""
+        return self.instead and not self.texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -448,7 +448,7 @@ class Turn:
     def withdraw(self, given: RunItems) -> None:
         """The SDK has not handed over that input yet, and maybe never will."""
         self._stored_input = None
-        self._outbox.put(dataclasses.replace(given, texts=[], instead=True))
+        self._outbox.put(given.withdrawn())
 
     async def settle(self) -> None:
         """Let the session be as if the SDK had stored all it handed over so far, and no more.
@@ -473,7 +473,7 @@ class Turn:
 
     async def _write_turn(self, items: list[RunItems], end: TurnEnd | None = None) -> None:
         if self.forgotten:
-            items = _withdrawn(items)
+            items = [new for new in items if new.withdraws]
         if self.lease is None or self.options.turn_writes is None or not (items or end):
             return
         stored = sum(len(new.texts) for new in items)
@@ -565,7 +565,7 @@ class Turn:
         if record.discard:
             items = []
         elif self.forgotten:
-            items = _withdrawn(items)
+            items = [new for new in items if new.withdraws]
         try:
             if record.state == "completed":
                 for run in self.account.superseded():
@@ -601,11 +601,6 @@ class Turn:
         if not forgets:
             raise error
         return record
-
-
-def _withdrawn(items: list[RunItems]) -> list[RunItems]:
-    """Of these, what takes something back: that is done even where nothing more is stored."""
-    return [new for new in items if new.instead and not new.texts]
 
 
 def _outcome_without_record(failure: BaseException) -> TurnState:

@@ -331,7 +331,6 @@ class Ledger:
         if end.discard:
             for stored in turn.runs.values():
                 stored.items = {}
-            session.cease()
         for identity in end.park:
             session.parked[identity] = (turn.number, True)
             self._parked_in.setdefault(identity, set()).add(lease.session_id)

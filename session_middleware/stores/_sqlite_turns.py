@@ -128,8 +128,8 @@ def write(
     Storing the same at the same place once more changes nothing.
 
     Args:
-        opened: the session exists only by what was stored when it was taken; without that, it
-            does not any more.
+        opened: the session exists only by what was stored when it was taken; with that withdrawn
+            it does not any more.
     """
     something = any(new.texts for new in items)
     if how is None:
@@ -139,9 +139,7 @@ def write(
     states: Mapping[int, str] = {} if how is None else how.runs
     for new in items:
         store(connection, key, lease.turn, new, states.get(new.run, "running"))
-    if how is not None and how.discard:
-        connection.execute(_DROP_TURN_ITEMS, (key, lease.turn))
-    if opened:
+    if opened and items:
         connection.execute(_CEASE, (key,))
     if how is None:
         return
@@ -190,6 +188,8 @@ def retry(connection: sqlite3.Connection, lease: Lease, failed: int, run: int) -
 
 def _end(connection: sqlite3.Connection, key: int, turn: int, how: TurnEnd) -> None:
     """Write how the turn, whose session is let go already, ended."""
+    if how.discard:
+        connection.execute(_DROP_TURN_ITEMS, (key, turn))
     if how.park:
         connection.executemany(_PARK, [(identity, key, turn) for identity in how.park])
     traces = None

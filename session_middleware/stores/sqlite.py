@@ -137,11 +137,12 @@ class SQLiteSessionMemory(TurnMemory):
 
     async def _give_back(self, taken: Taken, request: TakeTurn) -> None:
         """Undo a taking that was cancelled meanwhile: nobody will ever end this turn."""
-        end = TurnEnd("cancelled", request.started_at, discard=taken.stored)
+        end = TurnEnd("cancelled", request.started_at)
         if taken.resumed and request.resume is not None:
             end = TurnEnd("awaiting_approval", request.started_at, park=(request.resume,))
+        stored = [request.input] if taken.stored and request.input is not None else []
         with suppress(SessionMemoryError):  # otherwise the lease ends by itself
-            await self.end_turn(taken.lease, end)
+            await self._store(taken.lease, [new.withdrawn() for new in stored], end)
 
     async def look_up(self, request: TakeTurn) -> None:
         """Raise what taking the session would, if the request's work was done before."""
@@ -197,7 +198,7 @@ class SQLiteSessionMemory(TurnMemory):
         keep = self._keep and bool(items)
         if end is not None:
             keep = keep or end.durable or (end.discard and self._keep)
-        opened = lease.token in self._opened and not any(new.texts for new in items)
+        opened = lease.token in self._opened and all(new.withdraws for new in items)
         work = partial(writing.write, lease=lease, items=items, how=end, opened=opened)
         try:
             await self._write(work, keep=keep)
