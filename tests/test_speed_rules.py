@@ -311,6 +311,32 @@ async def test_an_input_is_flushed_while_others_keep_the_file_busy(
     await working
 
 
+async def test_a_flush_that_fails_is_left_to_what_is_kept_next(
+    memory: SQLiteSessionMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that cannot be written is not tried again and again by nobody's wish."""
+    request = TakeTurn("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
+    queue, opened = memory._file.writes, 0
+    connect, flush = queue._connect, queue._flush
+
+    async def counted() -> Any:
+        nonlocal opened
+        opened += 1
+        return await connect()
+
+    monkeypatch.setattr(queue, "_connect", counted)
+    monkeypatch.setattr(queue, "_flush", "SELECT no_such_column")
+    await memory.take_turn(request)
+    await asyncio.sleep(0.5)
+    assert opened <= 1  # the connection that failed was renewed
+    monkeypatch.setattr(queue, "_flush", flush)
+    log, before = f"{memory.path}-wal", memory.stats()["synced"]
+    written = os.stat(log).st_size
+    await memory.append_to_session("another", [{"role": "user", "content": "Hi"}])
+    assert memory.stats()["synced"] == before + 1
+    assert os.stat(log).st_size > written
+
+
 async def test_a_key_costs_a_flush_only_where_the_end_has_none(
     memory: SQLiteSessionMemory,
 ) -> None:

@@ -13,6 +13,7 @@ passes on without arguments and whose meaning fits: run what waits, and commit i
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sqlite3
 import threading
@@ -44,6 +45,7 @@ _STARTS = 4
 _FLUSHES = 16  # the quickest of them tells how quick the disk is: others waited for the interpreter
 _SLOW_FLUSH = 0.0005  # seconds
 _FLUSH_PATIENCE = 1.0  # seconds
+_NEXT = math.inf
 _LINGER = 0.05  # seconds; operations come in bursts, and a hop through two threads costs more
 
 
@@ -152,7 +154,8 @@ class ConnectionQueue:
         self._drain_task: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[aiosqlite.Connection] | None = None
         self._broken = False
-        self._flush_by: float | None = None  # when what was committed must be on the disk
+        # When what was committed must be on the disk; _NEXT: with what is kept next, None: it is.
+        self._flush_by: float | None = None
         self._flushes: deque[float] = deque(maxlen=_FLUSHES)  # how long the newest took, in seconds
 
     # --- any thread ------------------------------------------------------------------------
@@ -366,7 +369,8 @@ class ConnectionQueue:
         with self._arrival:
             if last and not (self._waiting or self._starting or self._closed):
                 self._arrival.wait(_LINGER)
-            if last and not (self._waiting or self._starting) and self._flush_by is not None:
+            idle = last and not (self._waiting or self._starting)
+            if idle and self._flush_by not in (None, _NEXT):
                 return [_Member(_nothing, True, time.monotonic() + _FLUSH_PATIENCE, None)]
             group = list(self._waiting)
             self._waiting.clear()
@@ -396,8 +400,9 @@ class ConnectionQueue:
         for member in group:
             if error is not None:
                 member.error = error
-                if member.waiter is None:  # a flush; whoever commits next may do it
-                    self._flush_by = None if self._closed else time.monotonic() + _LINGER
+                if member.waiter is None:  # a flush; where it makes sense it is tried again
+                    again = is_transient(error) and not self._closed
+                    self._flush_by = time.monotonic() + _LINGER if again else _NEXT
             if member.error is not None:
                 member.error = as_memory_error(member.error, self._path)
             if member.waiter is not None:
