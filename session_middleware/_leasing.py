@@ -20,7 +20,6 @@ from session_middleware.memory import (
     SupportsTurnWrites,
     Taken,
     TakeTurn,
-    TurnEnd,
 )
 
 
@@ -68,13 +67,10 @@ async def _take_whole(store: SupportsTurns, request: TakeTurn) -> Taken:
     if cancelled is None:
         return taking.result()
     if taking.exception() is None:
-        taken, now = taking.result(), datetime.now(UTC)
-        end = TurnEnd("cancelled", now)
-        if taken.resumed and request.resume is not None:  # it waits as before
-            end = TurnEnd("awaiting_approval", now, park=(request.resume,))
-        if taken.stored and request.input is not None and isinstance(store, SupportsTurnWrites):
-            withdrawal = [request.input.withdrawn()]
-            await _background.settle(store.write_turn(taken.lease, withdrawal, end))
+        lease = taking.result().lease
+        items, end = taking.result().undone(request, datetime.now(UTC))
+        if items and isinstance(store, SupportsTurnWrites):
+            await _background.settle(store.write_turn(lease, items, end))
         else:
-            await _background.settle(store.end_turn(taken.lease, end))
+            await _background.settle(store.end_turn(lease, end))
     raise cancelled

@@ -158,6 +158,16 @@ class Taken:
     loaded: Loaded | None = None
     stored: bool = False
 
+    def undone(self, request: TakeTurn, at: datetime) -> tuple[list[RunItems], TurnEnd]:
+        """What gives the session back as it was, where nobody will make the turn any more.
+
+        A turn that was resumed waits as before; an input that was stored goes again.
+        """
+        if self.resumed and request.resume is not None:
+            return [], TurnEnd("awaiting_approval", at, park=(request.resume,))
+        stored = [request.input] if self.stored and request.input is not None else []
+        return [given.withdrawn() for given in stored], TurnEnd("cancelled", at)
+
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:

@@ -139,7 +139,7 @@ def write(
     states: Mapping[int, str] = {} if how is None else how.runs
     for new in items:
         store(connection, key, lease.turn, new, states.get(new.run, "running"))
-    if opened and items:
+    if opened and any(new.withdraws for new in items):
         connection.execute(_CEASE, (key,))
     if how is None:
         return

@@ -122,27 +122,16 @@ class SQLiteSessionMemory(TurnMemory):
         try:
             taken, key, opened = await outcome
         except asyncio.CancelledError:
-            if outcome.exception() is None:
+            if outcome.exception() is None:  # it is taken, and nobody will ever end this turn
                 taken, _, opened = outcome.result()
-                self._note(taken, opened)
-                await self._give_back(taken, request)
+                items, end = taken.undone(request, request.started_at)
+                with suppress(SessionMemoryError):  # otherwise the lease ends by itself
+                    await self._store(taken.lease, items, end, opened=opened)
             raise
-        self._note(taken, opened)
-        self._file.leases.add(taken.lease.token, key)
-        return taken
-
-    def _note(self, taken: Taken, opened: bool) -> None:
         if opened:
             self._opened.add(taken.lease.token)
-
-    async def _give_back(self, taken: Taken, request: TakeTurn) -> None:
-        """Undo a taking that was cancelled meanwhile: nobody will ever end this turn."""
-        end = TurnEnd("cancelled", request.started_at)
-        if taken.resumed and request.resume is not None:
-            end = TurnEnd("awaiting_approval", request.started_at, park=(request.resume,))
-        stored = [request.input] if taken.stored and request.input is not None else []
-        with suppress(SessionMemoryError):  # otherwise the lease ends by itself
-            await self._store(taken.lease, [new.withdrawn() for new in stored], end)
+        self._file.leases.add(taken.lease.token, key)
+        return taken
 
     async def look_up(self, request: TakeTurn) -> None:
         """Raise what taking the session would, if the request's work was done before."""
@@ -193,12 +182,17 @@ class SQLiteSessionMemory(TurnMemory):
         await self._store(lease, items, end)
 
     async def _store(
-        self, lease: Lease, items: Sequence[RunItems], end: TurnEnd | None = None
+        self,
+        lease: Lease,
+        items: Sequence[RunItems],
+        end: TurnEnd | None = None,
+        *,
+        opened: bool = False,
     ) -> None:
         keep = self._keep and bool(items)
         if end is not None:
             keep = keep or end.durable or (end.discard and self._keep)
-        opened = lease.token in self._opened and all(new.withdraws for new in items)
+        opened = opened or lease.token in self._opened
         work = partial(writing.write, lease=lease, items=items, how=end, opened=opened)
         try:
             await self._write(work, keep=keep)
