@@ -40,7 +40,7 @@ class SeatOf(Protocol):
 
     @property
     def owes(self) -> bool: ...
-    async def settle(self) -> None: ...
+    async def send(self) -> None: ...
     async def leave(self, error: BaseException | None = None) -> None: ...
     def leave_blocking(self, error: BaseException | None = None) -> None: ...
     def leave_soon(self, error: BaseException | None = None) -> None: ...
@@ -64,7 +64,7 @@ async def run(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
                 one.equip()
                 result = await one.call.go()
                 if seat.owes:
-                    await seat.settle()
+                    await seat.send()
             except BaseException as failure:
                 one.over(error=failure, here=True)
                 raise
@@ -89,7 +89,7 @@ def run_blocking(seat: SeatOf, make: Callable[[], RunOf]) -> Any:
                 one.equip()
                 result = one.call.go()
                 if seat.owes:
-                    _background.wait(seat.settle())
+                    _background.wait(seat.send())
             except BaseException as failure:
                 one.over(error=failure, here=True)
                 raise
@@ -150,7 +150,7 @@ class _Ending:
         try:
             result = await self.loop_task
             if self.seat.owes:
-                await self.seat.settle()
+                await self.seat.send()
             return result
         except BaseException as failure:
             error = failure

@@ -116,7 +116,7 @@ class _ObservedRun:
     def in_force(self) -> AbstractContextManager[None]:
         return self.telemetry.attached()
 
-    async def settle(self) -> None:
+    async def send(self) -> None:
         """Nothing waits: the session is not ours."""
 
     async def leave(self, error: BaseException | None = None) -> None:

@@ -37,8 +37,8 @@ def input_digest(call: RunCall) -> str:
 class _SignatureAtHand:
     """A method that has its signature ready when it is bound.
 
-    The SDK asks for it at every call of a session's method, and working it out takes longer than
-    most of these calls.
+    The SDK asks for that of ``get_items`` before every call of any of its session's methods, and
+    working it out takes longer than most of these calls.
     """
 
     def __init__(self, method: Callable[..., Any]) -> None:
@@ -102,7 +102,6 @@ class Run:
                 raise
             return []
 
-    @_SignatureAtHand
     async def add_items(self, items: list[Item]) -> None:
         """Store what the SDK hands over, under this run."""
         try:

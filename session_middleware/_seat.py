@@ -59,7 +59,7 @@ class Seat:
         """Whether items wait to be stored that leaving will not store: the turn goes on."""
         return self.turn.owes and self.turn.is_shared
 
-    async def settle(self) -> None:
+    async def send(self) -> None:
         """Store them, as long as the run can still fail for it."""
         await self.turn.send()
 

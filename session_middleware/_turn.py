@@ -105,8 +105,8 @@ class Turn:
         self._told: BaseException | None = None
         self.expiry: Future[None] | None = None
         self._prefetched: tuple[Reading, Loaded] | None = None
-        self._stored_input: RunItems | None = None
-        self._only_input = False
+        self._stored_input: RunItems | None = None  # with the taking, and not yet handed over
+        self._only_input = False  # nothing was stored after it, so that it may not be flushed
         self._outbox = Outbox()
         self._alarm: asyncio.TimerHandle | None = None
 

@@ -52,7 +52,7 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
     async def on_llm_start(
         self, context: Any, agent: Any, system_prompt: Any, input_items: Any
     ) -> None:
-        await _settle()
+        await _send()
         await self._user("on_llm_start", context, agent, system_prompt, input_items)
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
@@ -93,7 +93,7 @@ class SessionRunHooks(_sdk.RunHooks[Any]):
             log.swallowed("hooks", error)
 
 
-async def _settle() -> None:
+async def _send() -> None:
     """Nothing is asked of a model before what led to it is stored."""
     turn = turn_here()
     if turn is not None and turn.owes:

@@ -284,9 +284,6 @@ def interrupt_everywhere(
 
 HOW: list[Interruption] = ["cancel", "cancel twice", "shut down"]
 
-# The SDK starts its own gathered coroutines in tasks that a shutdown may end before they begin.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'run_single_turn' was never awaited")
-
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("case", CASES)
