@@ -1,22 +1,28 @@
 """A memory of one's own: six methods are enough.
 
+    pip install session-middleware
+    python custom_memory.py
+
 This one keeps a JSON file per session. Within one process its turns are kept apart like any
 other's; what needs more than six methods (idempotency keys, discarding) is refused when it is
-asked for, not when it fails.
-
-    python examples/custom_memory.py
+asked for, not when it fails. It passes ``session_middleware.conformance``: see its docs.
 """
 
 import asyncio
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
-from agents import Agent, Runner
-from offline import model
+from agents import Agent, Runner, set_tracing_disabled
 
 from session_middleware import SessionMemory, with_session_memory
+from session_middleware.testing import LocalModel
+
+model = None if os.environ.get("OPENAI_API_KEY") else LocalModel()
+if model:  # without a key, traces cannot be sent either
+    set_tracing_disabled(True)
 
 
 class FolderMemory(SessionMemory):
@@ -27,16 +33,20 @@ class FolderMemory(SessionMemory):
         folder.mkdir(exist_ok=True)
 
     def _file(self, session_id: str) -> Path:
-        return self.folder / f"{quote(session_id, safe='')}.json"
+        # An id may have 512 characters of any kind, the name of a file may not.
+        return self.folder / f"{hashlib.sha256(session_id.encode()).hexdigest()}.json"
 
     async def load_session(self, session_id: str) -> list[dict[str, Any]]:
         file = self._file(session_id)
-        return json.loads(file.read_text()) if file.exists() else []
+        return json.loads(file.read_text())["items"] if file.exists() else []
 
     async def save_session(
         self, session_id: str, conversation_history: list[dict[str, Any]]
     ) -> None:
-        self._file(session_id).write_text(json.dumps(conversation_history))
+        file = self._file(session_id)
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps({"id": session_id, "items": conversation_history}))
+        new.replace(file)  # the old file or the new one, never half of it
 
     async def append_to_session(self, session_id: str, new_items: list[dict[str, Any]]) -> None:
         await self.save_session(session_id, await self.load_session(session_id) + new_items)
@@ -45,13 +55,13 @@ class FolderMemory(SessionMemory):
         self._file(session_id).unlink(missing_ok=True)
 
     async def list_sessions(self) -> list[str]:
-        return [unquote(file.stem) for file in self.folder.glob("*.json")]
+        return [json.loads(file.read_text())["id"] for file in self.folder.glob("*.json")]
 
     async def session_exists(self, session_id: str) -> bool:
         return self._file(session_id).exists()
 
 
-agent = Agent(name="Assistant", model=model())
+agent = Agent(name="Assistant", model=model)
 
 
 async def main() -> None:

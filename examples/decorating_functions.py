@@ -1,16 +1,21 @@
 """The decorator on functions of every kind.
 
-python examples/decorating_functions.py
+pip install session-middleware
+python decorating_functions.py
 """
 
 import asyncio
+import os
 
-from agents import Agent, Runner
-from offline import model
+from agents import Agent, Runner, set_tracing_disabled
 
 from session_middleware import InMemorySessionMemory, current_session, with_session_memory
+from session_middleware.testing import LocalModel
 
-agent = Agent(name="Assistant", model=model())
+model = None if os.environ.get("OPENAI_API_KEY") else LocalModel()
+if model:  # without a key, traces cannot be sent either
+    set_tracing_disabled(True)
+agent = Agent(name="Assistant", model=model)
 memory = InMemorySessionMemory()
 remember = with_session_memory(memory=memory)  # one decorator for many functions
 

@@ -1,19 +1,24 @@
 """Many conversations at once, in one file, each with its own memory.
 
+    pip install session-middleware
+    python many_sessions.py
+
 The turns of one session follow each other, even when they are asked for at the same moment;
 turns of different sessions run side by side.
-
-    python examples/many_sessions.py
 """
 
 import asyncio
+import os
 
-from agents import Agent, Runner
-from offline import model
+from agents import Agent, Runner, set_tracing_disabled
 
 from session_middleware import SQLiteSessionMemory, with_session_memory
+from session_middleware.testing import LocalModel
 
-agent = Agent(name="Assistant", model=model())
+model = None if os.environ.get("OPENAI_API_KEY") else LocalModel()
+if model:  # without a key, traces cannot be sent either
+    set_tracing_disabled(True)
+agent = Agent(name="Assistant", model=model)
 
 
 async def main() -> None:

@@ -1,16 +1,21 @@
 """From histories carried by hand to a memory, including the conversations there are already.
 
-python examples/migrating_from_to_input_list.py
+pip install session-middleware
+python migrating_from_to_input_list.py
 """
 
 import asyncio
+import os
 
-from agents import Agent, Runner
-from offline import model
+from agents import Agent, Runner, set_tracing_disabled
 
 from session_middleware import SQLiteSessionMemory, with_session_memory
+from session_middleware.testing import LocalModel
 
-agent = Agent(name="Assistant", model=model())
+model = None if os.environ.get("OPENAI_API_KEY") else LocalModel()
+if model:  # without a key, traces cannot be sent either
+    set_tracing_disabled(True)
+agent = Agent(name="Assistant", model=model)
 
 
 async def main() -> None:

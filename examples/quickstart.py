@@ -1,16 +1,21 @@
 """One decorator, and the function remembers, by session_id.
 
-python examples/quickstart.py
+pip install session-middleware
+python quickstart.py
 """
 
 import asyncio
+import os
 
-from agents import Agent, Runner
-from offline import model
+from agents import Agent, Runner, set_tracing_disabled
 
 from session_middleware import with_session_memory
+from session_middleware.testing import LocalModel
 
-agent = Agent(name="Assistant", instructions="Reply very concisely.", model=model())
+model = None if os.environ.get("OPENAI_API_KEY") else LocalModel()
+if model:  # without a key, traces cannot be sent either
+    set_tracing_disabled(True)
+agent = Agent(name="Assistant", instructions="Reply very concisely.", model=model)
 
 
 @with_session_memory  # keeps the conversations in ./agent_sessions.db

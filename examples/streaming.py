@@ -1,17 +1,22 @@
 """A streamed run under a session: the turn lasts until the stream's run is over.
 
-python examples/streaming.py
+pip install session-middleware
+python streaming.py
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
-from agents import Agent, Runner
-from offline import model
+from agents import Agent, Runner, set_tracing_disabled
 
 from session_middleware import last_turns, with_session_memory
+from session_middleware.testing import LocalModel
 
-agent = Agent(name="Assistant", model=model())
+model = None if os.environ.get("OPENAI_API_KEY") else LocalModel()
+if model:  # without a key, traces cannot be sent either
+    set_tracing_disabled(True)
+agent = Agent(name="Assistant", model=model)
 
 
 @with_session_memory(memory="sqlite:///streaming.db", window=last_turns(20))

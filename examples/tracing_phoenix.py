@@ -8,7 +8,7 @@ Start Phoenix first, in an environment of its own, and let it run:
 Then here, and look at the tab "Sessions" of the project "default" on http://localhost:6006:
 
     pip install 'session-middleware[otel]' opentelemetry-exporter-otlp-proto-http
-    python examples/tracing_phoenix.py
+    python tracing_phoenix.py
 """
 
 import asyncio
@@ -16,21 +16,25 @@ import os
 import sys
 from urllib.request import urlopen
 
-from agents import Agent, Runner
-from offline import model
+from agents import Agent, Runner, set_tracing_disabled
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from session_middleware import InMemorySessionMemory, with_session_memory
+from session_middleware.testing import LocalModel
+
+model = None if os.environ.get("OPENAI_API_KEY") else LocalModel()
+if model:  # without a key, traces cannot be sent either
+    set_tracing_disabled(True)
 
 PHOENIX = os.environ.get("PHOENIX_COLLECTOR_ENDPOINT", "http://localhost:6006")
 
 # What was said is sent only where it is asked for; Phoenix shows it beside each session.
 os.environ["OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"] = "SPAN_ONLY"
 
-agent = Agent(name="Assistant", instructions="Reply very concisely.", model=model())
+agent = Agent(name="Assistant", instructions="Reply very concisely.", model=model)
 
 
 @with_session_memory(memory=InMemorySessionMemory())

@@ -11,6 +11,8 @@ next; it never contains an item's content, and a URL appears in it without its p
     ├── InvalidMemoryUrl (ValueError)
     ├── ConflictingMemory           two owners of one history, or a memory that lacks it
     ├── WrongSession                a parked run was resumed under another session's id
+    ├── UnknownState                a run was resumed that this memory has not parked
+    ├── OutcomeUnknown              a tool began and nobody saw its end; the calls are named
     ├── SessionBusy                 another turn holds the session
     ├── TurnInProgress              the same idempotency key is being worked on at this moment
     ├── TurnLost                    the session was taken over, cleared or released
@@ -27,7 +29,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from session_middleware.stores.records import TurnRecord
 
 __all__ = [
     "ConflictingMemory",
@@ -41,11 +46,13 @@ __all__ = [
     "MemoryUnavailable",
     "MissingExtra",
     "NotADatabase",
+    "OutcomeUnknown",
     "SessionBusy",
     "SessionIdRequired",
     "SessionMemoryError",
     "TurnInProgress",
     "TurnLost",
+    "UnknownState",
     "UnsupportedSchema",
     "WrongSession",
 ]
@@ -91,6 +98,31 @@ class WrongSession(SessionMemoryError):
     """A run that was parked in one session was resumed under another session's id."""
 
 
+class UnknownState(SessionMemoryError):
+    """A run was resumed that this memory has not parked, so that nobody knows what it did."""
+
+
+class OutcomeUnknown(SessionMemoryError):
+    """Tools began for this request and nobody saw their end, so nothing was run again.
+
+    Raised with ``on_unknown="raise"``. Find out whether the effects happened. Then make the same
+    request with ``on_unknown="tell"``, so that the model hears of it, or with ``rerun=`` and the
+    names of the tools that may run again.
+
+    Attributes:
+        calls: the calls, each with its ``name``, ``call_id``, ``key`` and times.
+    """
+
+    def __init__(self, calls: Sequence[Any]) -> None:
+        names = ", ".join(sorted({call.name for call in calls}))
+        super().__init__(
+            f"the outcome of {len(calls)} tool call(s) is unknown ({names}): find out whether "
+            "their effects happened, then pass on_unknown='tell', or rerun=[...] with the tools "
+            "that may run again"
+        )
+        self.calls = tuple(calls)
+
+
 class _OtherTurn(SessionMemoryError):
     """Another turn is in the way."""
 
@@ -115,9 +147,10 @@ class SessionBusy(_OtherTurn):
 
     Attributes:
         turn: the holder's turn number, where it is known.
-        since: when it took the session (UTC).
+        since: when that turn began (UTC).
         until: when its lease ends unless it is renewed (UTC).
-        retry_after: seconds after which another try makes sense.
+        retry_after: seconds after which another try makes sense, 0.5 to 10, from how long recent
+            turns of the session took.
     """
 
 
@@ -138,13 +171,23 @@ class DuplicateTurn(SessionMemoryError):
 
     Attributes:
         turn: the number of the turn that did it.
-        items: what that turn stored, in order.
+        items: the items of that turn, in order.
+        record: the record of that turn, to answer from: its state, output_text and items. None
+            where the memory has no records, or could not be asked for it.
     """
 
-    def __init__(self, message: str, *, turn: int, items: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        turn: int,
+        items: Sequence[dict[str, Any]] = (),
+        record: TurnRecord | None = None,
+    ) -> None:
         super().__init__(message)
         self.turn = turn
         self.items = list(items)
+        self.record = record
 
 
 class IdempotencyConflict(SessionMemoryError):

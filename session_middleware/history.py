@@ -1,7 +1,7 @@
 """Histories as data: turns, the windows that choose among them, and their repair.
 
 Pure functions on items. No I/O, no clock, no random values, nothing of the SDK at run time.
-What makes a history one that a provider accepts is in ``_repair`` and handed on from here.
+What makes a history one that a provider accepts is in ``repair`` and handed on from here.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from session_middleware._repair import CALL_OUTPUTS, Fault, Receipt, check, repair
+import pydantic_core
+
 from session_middleware.errors import InvalidOption
+from session_middleware.pairs import is_output
+from session_middleware.repair import Fault, Receipt, check, repair
 
 __all__ = [
     "Turn",
@@ -33,7 +36,6 @@ __all__ = [
     "holds_output",
     "up_to_last_output",
     "digest",
-    "digest_of_texts",
     "size_and_digest",
     "text_of",
 ]
@@ -50,8 +52,8 @@ class Turn:
     """
 
     turn: int
-    items: list[dict[str, Any]]
-    texts: list[str] | None = None
+    items: list[dict[str, Any]] = field(repr=False)
+    texts: list[str] | None = field(default=None, repr=False)
 
 
 Window: TypeAlias = Callable[[list[Turn]], list[Turn]]
@@ -74,8 +76,10 @@ class LastTurns:
     step: int = 1
 
     def __post_init__(self) -> None:
-        _whole_number("n", self.n, at_least=0, correct="last_turns(n=20)")
-        _whole_number("step", self.step, at_least=1, correct="last_turns(n=20, step=5)")
+        n = _whole_number("n", self.n, at_least=0, correct="last_turns(n=20)")
+        step = _whole_number("step", self.step, at_least=1, correct="last_turns(n=20, step=5)")
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "step", step)
 
     def __call__(self, turns: list[Turn]) -> list[Turn]:
         if self.n == 0:
@@ -94,7 +98,8 @@ class LastItems:
     n: int
 
     def __post_init__(self) -> None:
-        _whole_number("n", self.n, at_least=0, correct="last_items(n=100)")
+        n = _whole_number("n", self.n, at_least=0, correct="last_items(n=100)")
+        object.__setattr__(self, "n", n)
 
     def __call__(self, turns: list[Turn]) -> list[Turn]:
         return _newest_within(self.n, turns, lambda turn: len(turn.items))
@@ -112,11 +117,12 @@ class TokenBudget:
     count: Callable[[dict[str, Any]], int] | None = None
 
     def __post_init__(self) -> None:
-        _whole_number("n", self.n, at_least=0, correct="token_budget(n=8000)")
+        n = _whole_number("n", self.n, at_least=0, correct="token_budget(n=8000)")
+        object.__setattr__(self, "n", n)
         if self.count is not None and not callable(self.count):
             raise InvalidOption(
-                f"count is {type(self.count).__name__}, which cannot be called: "
-                "pass a function from one item to its tokens, or leave it out"
+                "count must be a function from one item to its tokens, got a value of type "
+                f"{type(self.count).__name__}"
             )
 
     def __call__(self, turns: list[Turn]) -> list[Turn]:
@@ -166,9 +172,13 @@ def token_budget(n: int, count: Callable[[dict[str, Any]], int] | None = None) -
 def apply_windows(turns: list[Turn], window: Window | Sequence[Window] | None) -> list[Turn]:
     """Return what is left of ``turns`` after one window, or several one after the other.
 
+    A compaction item stands for all before it: what is left begins with the newest one, and has
+    it whatever the windows say, unless they leave nothing at all.
+
     Raises:
         InvalidOption: a window cannot be called, or did not return a list of turns.
     """
+    known = turns
     windows: Sequence[Window]
     if window is None:
         windows = ()
@@ -179,16 +189,35 @@ def apply_windows(turns: list[Turn], window: Window | Sequence[Window] | None) -
     for each in windows:
         if not callable(each):
             raise InvalidOption(
-                f"a window is a callable on a list of turns, not {type(each).__name__}: "
-                "pass one such as last_turns(20)"
+                "a window must be a function from a list of turns to a list of turns, such as "
+                f"last_turns(20), got a value of type {type(each).__name__}"
             )
         turns = each(list(turns))
         if not isinstance(turns, list) or not all(isinstance(turn, Turn) for turn in turns):
             raise InvalidOption(
-                f"the window {each!r} did not return a list of Turn: "
-                "return those of the turns it was given that are to be kept"
+                f"the window {_name_of(each)} must return those of the turns that it was given "
+                "that the model is to see, as a list"
             )
-    return list(turns)
+    return _from_newest_compaction(known, list(turns))
+
+
+def _from_newest_compaction(known: list[Turn], kept: list[Turn]) -> list[Turn]:
+    """The turns that are kept, from the newest compaction item of those that are known on."""
+    if not kept:
+        return kept
+    own = {turn.turn: turn for turn in kept}
+    for turn in reversed(known):
+        turn = own.get(turn.turn, turn)
+        for at in reversed(range(len(turn.items))):
+            if _is_compaction(turn.items[at]):
+                first = turn if at == 0 else Turn(turn.turn, turn.items[at:])
+                return [first, *(one for one in kept if one.turn > turn.turn)]
+    return kept
+
+
+def _name_of(window: object) -> str:
+    """A window's name: its repr may show what it holds."""
+    return str(getattr(window, "__qualname__", None) or type(window).__qualname__)
 
 
 def _newest_within(limit: int, turns: list[Turn], size: Callable[[Turn], int]) -> list[Turn]:
@@ -206,12 +235,20 @@ def _estimated_tokens(item: dict[str, Any]) -> int:
     return -(-len(text_of(item)) // 4)
 
 
-def _whole_number(name: str, value: object, *, at_least: int, correct: str) -> None:
+MOST = 2**53
+"""Stands for every larger number: no session has as many turns, items or tokens."""
+
+
+def _whole_number(name: str, value: object, *, at_least: int, correct: str) -> int:
+    """The number, or the largest that a storage can be asked for."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        # A window that was given without being called gets the history: it must not be shown.
+        is_plain = isinstance(value, (bool, int, float))
+        shown = repr(value) if is_plain else f"a value of type {type(value).__name__}"
         raise InvalidOption(
-            f"{name} is {value!r}, but it is a whole number, {at_least} or more: "
-            f"write {correct}, for example"
+            f"{name} must be a whole number of at least {at_least}, such as {correct}, got {shown}"
         )
+    return min(value, MOST)
 
 
 # --- flat histories ------------------------------------------------------------------------
@@ -233,16 +270,16 @@ def text_of(item: dict[str, Any]) -> str:
     return text
 
 
-def digest_of_texts(texts: Iterable[str]) -> str:
-    """The SHA-256 of items by their JSON texts: cheaper than ``digest``, but key order counts."""
-    return size_and_digest([*texts])[1]
+def size_and_digest(items: Sequence[Any]) -> tuple[int, str]:
+    """The bytes of a history as one JSON array without spaces, and their SHA-256.
 
-
-def size_and_digest(texts: Sequence[str]) -> tuple[int, str]:
-    """The bytes of items by their JSON texts, and ``digest_of_texts`` of them, in one go."""
-    # A zero byte after each, which no JSON text has in it, tells lists of them apart.
-    joined = "".join(f"{text}\0" for text in texts).encode("utf-8", "surrogatepass")
-    return len(joined) - len(texts), hashlib.sha256(joined).hexdigest()
+    A quarter of what ``digest`` costs, but the order of keys counts.
+    """
+    try:
+        text = pydantic_core.to_json(items)
+    except pydantic_core.PydanticSerializationError:  # a lone surrogate: written as an escape
+        text = json.dumps(items, separators=(",", ":"), default=str).encode()
+    return len(text), hashlib.sha256(text).hexdigest()
 
 
 def split(items: Sequence[Any]) -> list[list[Any]]:
@@ -271,20 +308,38 @@ def _is_user_message(item: object) -> bool:
 
 # --- what a run that did not complete left behind ------------------------------------------
 
-_TOOL_OUTPUTS = frozenset(CALL_OUTPUTS.values())
-
 
 def holds_output(items: Sequence[Any]) -> bool:
     """Whether a tool has done its work in these items, so that starting over would repeat it."""
-    return any(map(_is_tool_output, items))
+    return any(map(_is_work_done, items))
 
 
 def up_to_last_output(items: Sequence[Any]) -> int:
     """How many leading items to keep to continue after the last tool output; 0 without any."""
     for at in range(len(items) - 1, -1, -1):
-        if _is_tool_output(items[at]):
+        if _is_work_done(items[at]):
             return at + 1
     return 0
+
+
+def holds_compaction(items: Sequence[Any]) -> bool:
+    """Whether one of these stands for all that was before it."""
+    return any(map(_is_compaction, items))
+
+
+def behind_compaction(older: Sequence[Turn], turns: list[Turn]) -> list[Turn]:
+    """These turns, behind the newest of the older ones that holds a compaction item, if need be.
+
+    Nothing is added where one of the turns holds such an item, or where there are none.
+    """
+    if not turns or any(holds_compaction(turn.items) for turn in turns):
+        return turns
+    holding = [turn for turn in older if holds_compaction(turn.items)]
+    return [*holding[-1:], *turns]
+
+
+def _is_compaction(item: object) -> bool:
+    return isinstance(item, dict) and item.get("type") == "compaction"
 
 
 def only_words(items: Sequence[Any]) -> bool:
@@ -292,10 +347,7 @@ def only_words(items: Sequence[Any]) -> bool:
     return all(item.get("role") == "assistant" or item.get("type") == "reasoning" for item in items)
 
 
-def _is_tool_output(item: object) -> bool:
-    if not isinstance(item, dict):
-        return False
-    kind = item.get("type")
-    if kind == "mcp_call":  # a server did it, with whatever effect that has there
-        return item.get("output") is not None
-    return isinstance(kind, str) and kind in _TOOL_OUTPUTS
+def _is_work_done(item: object) -> bool:
+    if isinstance(item, dict) and item.get("type") == "mcp_call":
+        return item.get("output") is not None  # a server did it, with whatever effect there
+    return is_output(item)

@@ -6,6 +6,7 @@ Fixtures hand out fresh things and take them down; a test that wants traces asks
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,13 +16,17 @@ from typing import Any
 import pytest
 from agents.tracing import set_trace_processors, set_tracing_disabled
 from agents.tracing.processor_interface import TracingProcessor
-from loopback import Loopback, loopback
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from stored import own_loop
+
+from session_middleware.testing.provider import Provider, local_provider
+from tests.support.markers import Listener, said_in, said_in_spans
+from tests.support.sessions import own_loop
+
+pytest.register_assert_rewrite("session_middleware.conformance")
 
 # Set before anything reads them: a developer's own key must never reach a test, and no test
 # depends on what a machine happens to have in its environment.
@@ -120,32 +125,87 @@ def otel() -> Iterator[OTel]:
     tracer_provider = TracerProvider(shutdown_on_exit=False)
     tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
     meter_provider = MeterProvider([reader], shutdown_on_exit=False)
-    yield OTel(tracer_provider, meter_provider, exporter, reader)
+    made = OTel(tracer_provider, meter_provider, exporter, reader)
+    yield made
+    assert said_in_spans(made.spans) == []
+    assert said_in(made.metrics) == []
     tracer_provider.shutdown()
     meter_provider.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_words_in_the_log() -> Iterator[None]:
+    """No record of any test holds a word of a conversation, at whatever level it is heard."""
+    listener = Listener()
+    logger = logging.getLogger("session_middleware")
+    logger.addHandler(listener)
+    yield
+    logger.removeHandler(listener)
+    assert listener.found == []
 
 
 # --- a provider on this machine ------------------------------------------------------------
 
 
 @pytest.fixture
-def provider() -> Iterator[Loopback]:
+def provider() -> Iterator[Provider]:
     """A model provider on 127.0.0.1, over real HTTP."""
-    with loopback() as running:
+    with local_provider() as running:
         yield running
 
 
+# --- servers -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A server to share: whoever uses it does so under a key prefix of their own."""
+    from tests.support.valkey import url_in_environment, valkey_server
+
+    url = url_in_environment()
+    if url is not None:
+        yield url
+        return
+    with valkey_server() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url() -> Iterator[str]:
+    """A PostgreSQL server of the run's own, unless the environment names another."""
+    from tests.support.postgres import URL_IN_ENVIRONMENT, PostgresServer
+
+    given = os.environ.get(URL_IN_ENVIRONMENT)
+    if given:
+        yield given
+        return
+    server = PostgresServer()
+    yield server.url
+    server.remove()
+
+
 # --- nothing is left behind ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    """Every process that a test or a fixture started has ended, and was waited for."""
+    yield
+    threads = Path("/proc/self/task")
+    left = [child for file in threads.glob("*/children") for child in file.read_text().split()]
+    assert left == [], "these processes were left running"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_installed() -> Iterator[None]:
     """A test that leaves the run middleware installed fails, and does not touch the next one."""
     yield
-    from session_middleware import _scope, middleware
+    from session_middleware import _current as _scope
+    from session_middleware import uninstall
+    from session_middleware._entry.installation import current_installation
 
-    left = middleware._installation
-    middleware.uninstall()
+    left = current_installation()
+    uninstall()
     assert left is None, "the test left install() in force"
     assert _scope.current_scope() is None, "the test left a session in force"
 

@@ -1,26 +1,21 @@
-"""Tests for anybody's memory: subclass one of these classes, say how to make a memory, run pytest.
+"""A test suite for anybody's memory: subclass ``MemoryConformance``, override its hooks, run it.
 
-Nothing here depends on pytest or a plugin of it: every test is a plain method that runs its own
-event loop, on a memory of its own. Only the public contracts are used.
+pytest runs the subclass as it is; ``check`` runs it without a test runner. Every test is a plain
+method that runs its own event loop, on a memory of its own, by the public contracts only.
 
-- ``MemoryConformance``: what every ``SessionMemory`` does, its six methods.
-- ``TurnConformance``: what ``SupportsTurns`` adds as far as one process can keep it.
-- ``TurnMemoryConformance``: both in one object, with idempotency keys and discarding.
-- ``SharedStorageConformance``: all of it, for a storage that several objects or processes share.
+A test that needs what the memory does not declare in ``capabilities``, or a hook that the
+subclass does not override, is skipped with that reason: ``pytest -rs`` prints the reasons, and so
+does the report of ``check``.
 
 Example:
     class TestMyMemory(MemoryConformance):
         def make_memory(self) -> SessionMemory:
             return MyMemory()
+
+    print(check(TestMyMemory))
 """
 
-from session_middleware.conformance._histories import MemoryConformance
-from session_middleware.conformance._shared_storage import SharedStorageConformance
-from session_middleware.conformance._turn_memory import TurnConformance, TurnMemoryConformance
+from session_middleware.conformance.report import Report, check
+from session_middleware.conformance.suite import MemoryConformance
 
-__all__ = [
-    "MemoryConformance",
-    "TurnConformance",
-    "TurnMemoryConformance",
-    "SharedStorageConformance",
-]
+__all__ = ["MemoryConformance", "Report", "check"]

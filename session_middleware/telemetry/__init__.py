@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from session_middleware.telemetry.content import Said
 from session_middleware.telemetry.log import add_trace_context
-from session_middleware.telemetry.operation import Operation
+from session_middleware.telemetry.operation import REFUSALS, Operation
 from session_middleware.telemetry.settings import Telemetry, TelemetrySettings
 from session_middleware.telemetry.turn import TurnTelemetry
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from session_middleware.telemetry.processor import SessionSpanProcessor
 
 __all__ = [
+    "REFUSALS",
     "Operation",
+    "Said",
     "SessionSpanProcessor",
     "Telemetry",
     "TelemetrySettings",

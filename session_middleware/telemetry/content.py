@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from opentelemetry.context import Context
 
 from session_middleware.telemetry import names
+from session_middleware.telemetry.messages import answer, as_json, messages_of, plain_text
 from session_middleware.telemetry.metrics import package_version
 
 
@@ -37,23 +39,44 @@ def requested() -> Capture:
     return _MODES.get(mode, Capture(span=False, event=False))
 
 
-def message_attributes(input_text: str | None, output_text: str | None) -> dict[str, str]:
-    """The texts as the messages of the GenAI conventions, in JSON."""
-    attributes = {}
-    if input_text is not None:
-        attributes[names.INPUT_MESSAGES] = _messages("user", input_text)
-    if output_text is not None:
-        attributes[names.OUTPUT_MESSAGES] = _messages("assistant", output_text)
-    return attributes
+@dataclass(frozen=True, eq=False, slots=True)
+class Said:
+    """What was said in a turn, as the memory was given it.
+
+    Attributes:
+        given: the new input, a text or a list of items; None where there is none to show.
+        answer: the final output as text.
+    """
+
+    given: str | Sequence[Any] | None = None
+    answer: str | None = None
 
 
-def span_attributes(input_text: str | None, output_text: str | None) -> dict[str, str]:
-    """What the root span gets: the messages, and the plain texts some tools show instead."""
-    attributes = message_attributes(input_text, output_text)
-    if input_text is not None:
-        attributes[names.INPUT_VALUE] = input_text
-    if output_text is not None:
-        attributes[names.OUTPUT_VALUE] = output_text
+def attributes_of(said: Said, *, plain: bool) -> dict[str, str]:
+    """The messages of the GenAI conventions in JSON.
+
+    Args:
+        plain: add the plain texts that some tools show instead.
+    """
+    attributes: dict[str, str] = {}
+    for messages, key, plain_key in (
+        (
+            None if said.given is None else messages_of(said.given),
+            names.INPUT_MESSAGES,
+            names.INPUT_VALUE,
+        ),
+        (
+            None if said.answer is None else answer(said.answer),
+            names.OUTPUT_MESSAGES,
+            names.OUTPUT_VALUE,
+        ),
+    ):
+        if not messages:
+            continue
+        attributes[key] = as_json(messages)
+        text = plain_text(messages) if plain else None
+        if text is not None:
+            attributes[plain_key] = text
     return attributes
 
 
@@ -73,10 +96,3 @@ def emit_event(context: Context, attributes: dict[str, str]) -> None:
             attributes=attributes,
         )
     )
-
-
-def _messages(role: str, text: str) -> str:
-    message: dict[str, object] = {"role": role, "parts": [{"type": "text", "content": text}]}
-    if role == "assistant":
-        message["finish_reason"] = "stop"
-    return json.dumps([message], ensure_ascii=False)

@@ -6,6 +6,7 @@ opentelemetry-api alone.
 
 from __future__ import annotations
 
+from session_middleware import _current
 from session_middleware.errors import MissingExtra
 from session_middleware.telemetry import names
 
@@ -25,13 +26,14 @@ class SessionSpanProcessor(SpanProcessor):
         provider.add_span_processor(SessionSpanProcessor())
 
     The spans of HTTP clients, databases and model providers then belong to the session as ours
-    do. A key that a span has already is left alone.
+    do. A key that a span has already is left alone. A task that was started inside a turn and
+    outlives it is in no session: its spans are not marked.
     """
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Mark the span, if the context it starts in carries a session."""
         session_id = get_value(names.SESSION_ID, parent_context)
-        if not isinstance(session_id, str):
+        if not isinstance(session_id, str) or _current.outlives_turn():
             return
         present = span.attributes or {}
         for key in (names.SESSION_ID, names.CONVERSATION_ID):

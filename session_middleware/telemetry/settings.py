@@ -20,6 +20,7 @@ class TelemetrySettings(TypedDict, total=False):
     meter_provider: Any
     session_id: Callable[[str], str] | None
     baggage: bool
+    model_calls: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Telemetry:
             the SDK trace. Where it raises or gives no text, nothing identifying is emitted.
         baggage: also put ``session.id`` into the OpenTelemetry baggage. It then travels with
             every outgoing call that propagates context, those to the model included.
+        model_calls: give each model call a span with its tokens. None: unless a library that
+            traces model calls has been imported, because tools would count the tokens twice.
 
     Raises:
         InvalidOption: a provider that provides nothing, or a mapper that cannot be called.
@@ -44,6 +47,7 @@ class Telemetry:
     meter_provider: Any = None
     session_id: Callable[[str], str] | None = None
     baggage: bool = False
+    model_calls: bool | None = None
 
     def __post_init__(self) -> None:
         for option, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):

@@ -44,6 +44,12 @@ def tracer(provider: TracerProvider | None) -> Tracer:
     return known
 
 
+def provided(provider: TracerProvider | None) -> bool:
+    """Whether the application has given a tracer provider, here or as the global one."""
+    provider = trace.get_tracer_provider() if provider is None else provider
+    return not type(provider).__module__.startswith(trace.__name__)
+
+
 def set_attributes(span: Span, attributes: Mapping[str, AttributeValue | None]) -> None:
     """Set those attributes that have a value, if the span records."""
     if span.is_recording():

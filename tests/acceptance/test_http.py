@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,10 +14,11 @@ from agents import (
     Runner,
     function_tool,
 )
-from loopback import Loopback
-from openai import AsyncOpenAI
 
 from session_middleware import SessionMemory, with_session_memory
+from session_middleware.effects import UNKNOWN_TEXT
+from session_middleware.testing.provider import Provider
+from tests.support.conditions import until
 
 APIS = {
     "responses": (OpenAIResponsesModel, "/responses", "input"),
@@ -31,10 +33,10 @@ def weather(city: str) -> str:
 
 
 @pytest.fixture(params=APIS)
-async def wire(request: pytest.FixtureRequest, provider: Loopback) -> AsyncIterator[Any]:
+async def wire(request: pytest.FixtureRequest, provider: Provider) -> AsyncIterator[Any]:
     """(an agent that talks to the provider, a function that gives the messages of each request)."""
     model, path, key = APIS[request.param]
-    async with AsyncOpenAI(base_url=provider.base_url, api_key="test", max_retries=0) as client:
+    async with provider.client() as client:
         agent = Agent(name="Assistant", model=model("test-model", client), tools=[weather])
 
         def sent() -> list[list[dict[str, Any]]]:
@@ -129,3 +131,37 @@ async def test_tool_calls_come_back_whole(wire: Any, talk: Callable[..., Any]) -
     ]
     assert len(outputs) == 1
     assert texts(last, "user") == ["What is the weather in Paris?", "My name is Alice."]
+
+
+async def test_a_journal_makes_a_history_that_a_provider_accepts(
+    wire: Any, memory: SessionMemory
+) -> None:
+    """Reasoning and two calls at once, one with an output and one unknown; then a new message."""
+    agent, sent = wire
+    runs: list[str] = []
+    hangs = asyncio.Event()
+
+    @function_tool(name_override="weather")
+    async def slow(city: str) -> str:
+        """Tell the weather in a city."""
+        runs.append(city)
+        if city == "Rome":
+            await hangs.wait()
+        return f"sunny in {city}"
+
+    agent = agent.clone(tools=[slow])
+    ask = with_session_memory(Runner.run, memory=memory)
+    text = "What is the weather in Paris and in Rome?"
+    running = asyncio.ensure_future(ask(agent, text, session_id="s", idempotency_key="k"))
+    await until(lambda: sorted(runs) == ["Paris", "Rome"])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    result = await ask(agent, text, session_id="s", idempotency_key="k")
+    assert UNKNOWN_TEXT in result.final_output
+    assert sorted(runs) == ["Paris", "Rome"]
+    again = await ask(agent, "What is the weather in Oslo?", session_id="s")
+    assert again.final_output == "The tool says: sunny in Oslo"
+    assert len(sent()) == 4

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,8 +27,11 @@ from agents import (
 )
 from agents.retry import ModelRetrySettings
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
-from scripted import assistant, call, model_of, scripted_agent
-from stored import (
+
+from session_middleware import TurnInProgress, with_session_memory
+from session_middleware.testing.models import assistant, call, model_of, scripted_agent
+from tests.support import ROOT
+from tests.support.sessions import (
     METHODS,
     carried_out,
     consumed,
@@ -40,8 +42,6 @@ from stored import (
     text_of,
     tool,
 )
-
-from session_middleware import TurnInProgress, with_session_memory
 
 both_ways = pytest.mark.parametrize("method", METHODS)
 
@@ -304,9 +304,9 @@ async def test_timeout(each_memory: Any) -> None:
 
 KILLED = """
 import asyncio, os, signal, sys
-sys.path.insert(0, {tests!r})
-from scripted import call, scripted_agent
-from stored import carried_out, tool
+sys.path.insert(0, {root!r})
+from session_middleware.testing.models import call, scripted_agent
+from tests.support.sessions import carried_out, tool
 from agents import set_tracing_disabled
 from session_middleware import SQLiteSessionMemory
 set_tracing_disabled(True)
@@ -319,8 +319,8 @@ asyncio.run(carried_out("run", agent, "What?", memory, idempotency_key="k"))
 
 
 async def test_killed_inside_the_first_tool(make_memory: Any) -> None:
-    """A rerun with the same key, in another process, takes over what the killed one stored."""
-    script = KILLED.format(tests=str(Path(__file__).parents[1]))
+    """The same key in another process: the model is told that the call's outcome is unknown."""
+    script = KILLED.format(root=str(ROOT))
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", script], capture_output=True, check=False
     )
@@ -332,10 +332,10 @@ async def test_killed_inside_the_first_tool(make_memory: Any) -> None:
         try:
             await carried_out("run", agent, "What?", memory, idempotency_key="k")
             break
-        except TurnInProgress:  # until the dead process's lease has run out
-            await asyncio.sleep(0.1)
-    assert await stored(memory) == "U A"
-    assert letters(model_of(agent).calls[0].input) == "U"
+        except TurnInProgress as busy:  # until the dead process's lease has run out
+            await asyncio.sleep(busy.retry_after or 0)
+    assert await stored(memory) == "U C O A"
+    assert letters(model_of(agent).calls[0].input) == "U C O"
     assert await states(memory) == ["replaced", "completed"]
 
 

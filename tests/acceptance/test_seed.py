@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from agents import Runner, TResponseInputItem, trace
 from agents.testing import ModelCall, ModelStep
-from scripted import assistant, local_agent, scripted_agent
 
 from session_middleware import (
     InMemorySessionMemory,
@@ -26,6 +25,7 @@ from session_middleware import (
     installed,
     with_session_memory,
 )
+from session_middleware.testing.models import assistant, local_agent, scripted_agent
 
 CITY = "What city is the Golden Gate Bridge in?"
 STATE = "What state is it in?"
@@ -259,7 +259,7 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
         "import sys, asyncio\n"
         "from agents import Runner, Agent, set_tracing_disabled\n"
         "from session_middleware import install\n"
-        "from session_middleware._demo_model import LocalModel\n"
+        "from session_middleware.testing.models import LocalModel\n"
         "set_tracing_disabled(True)\n"
         "install(memory=True)\n"
         "agent = Agent(name='Assistant', model=LocalModel())\n"

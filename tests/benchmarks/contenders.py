@@ -16,6 +16,7 @@ from typing import Any
 import aiosqlite
 from agents import Agent, Runner, SQLiteSession
 from agents.extensions.memory import AsyncSQLiteSession
+from agents.memory import SessionSettings
 
 from session_middleware import SQLiteSessionMemory, with_session_memory
 from session_middleware.telemetry import Telemetry
@@ -47,6 +48,52 @@ class Contender(ABC):
     @abstractmethod
     def keeper(self, session_id: str) -> Keeper: ...
     @abstractmethod
+    async def close(self) -> None: ...
+
+
+# --- the floor ------------------------------------------------------------------------------
+
+
+class ListSession:
+    """A session that is a list; with ``keeps``, one that what is added comes to."""
+
+    session_id = "list"
+
+    def __init__(self, items: list[Any], *, keeps: bool = False, limit: int | None = None) -> None:
+        self.items = items
+        self.keeps = keeps
+        self.session_settings = None if limit is None else SessionSettings(limit=limit)
+
+    async def get_items(self, limit: int | None = None) -> list[Any]:
+        return list(self.items) if limit is None else self.items[-limit:]
+
+    async def add_items(self, items: list[Any]) -> None:
+        if self.keeps:
+            self.items += items
+
+    async def pop_item(self) -> None:
+        if self.items:
+            self.items.pop()
+
+    async def clear_session(self) -> None:
+        self.items.clear()
+
+
+class Lists(Contender):
+    """A list in memory for each session: no memory can cost less.
+
+    Args:
+        limit: how many of the newest items a run sees.
+    """
+
+    name = "a list"
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+
+    def keeper(self, session_id: str) -> Keeper:
+        return SDKKeeper(ListSession([], keeps=True, limit=self._limit))
+
     async def close(self) -> None: ...
 
 
@@ -156,12 +203,20 @@ class _FullSQLiteSession(SQLiteSession):
 
 
 class SDKSQLite(SDKContender):
-    """``agents.SQLiteSession``."""
+    """``agents.SQLiteSession``.
+
+    Args:
+        limit: how many of the newest items a run sees.
+    """
 
     name = "SQLiteSession"
 
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
+        super().__init__(folder)
+        self._settings = None if limit is None else SessionSettings(limit=limit)
+
     def make(self, session_id: str, path: Path) -> Any:
-        return _FullSQLiteSession(session_id, path)
+        return _FullSQLiteSession(session_id, path, session_settings=self._settings)
 
 
 class _FullAsyncSQLiteSession(AsyncSQLiteSession):

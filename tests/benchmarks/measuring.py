@@ -1,4 +1,4 @@
-"""How anything is measured here: side by side in one process, in turns, medians of ratios.
+"""How anything is measured here: side by side in one process, in turn, medians of ratios.
 
 Another process on the machine slows all contenders of a round alike, so what counts is the ratio
 within a round, and of the rounds the median. No figure is a target by itself.
@@ -10,9 +10,15 @@ import gc
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from time import perf_counter, process_time
+from typing import Any, Literal
 
 OURS = "session_middleware"
+LIST = "a list"
+SDK = "SQLiteSession"
+NOTHING = "no memory"
+
+STRETCHES = 5
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,12 @@ class Row:
     """One line of the table.
 
     Attributes:
-        what: what was done.
+        what: one sentence that says what is measured.
         unit: of the figures.
         figures: by contender, one figure for each round.
         values: what the target is about, one for each round.
-        drawn: whether more is better, so that the chart shows it.
+        processor: by contender, the processor time of one run in ms, one for each round.
+        drawn: the title in the chart, where more is better.
     """
 
     name: str
@@ -49,7 +56,8 @@ class Row:
     values: Sequence[float]
     target: Target
     notes: list[str] = field(default_factory=list)
-    drawn: bool = False
+    processor: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    drawn: str = ""
 
     @property
     def value(self) -> float:
@@ -76,12 +84,61 @@ async def in_turns(
     return figures
 
 
+@dataclass
+class Timed:
+    """Work by contender, made once each in turn, with its wall and processor time in ms.
+
+    Attributes:
+        work: what is timed.
+        after: what is done after it, off the clock.
+    """
+
+    work: Mapping[str, Callable[[], Awaitable[Any]]]
+    after: Mapping[str, Callable[[], Awaitable[Any]]] = field(default_factory=dict)
+    wall: dict[str, list[float]] = field(default_factory=dict)
+    processor: dict[str, list[float]] = field(default_factory=dict)
+
+    async def measure(self, rounds: int, warm: int = 2) -> Timed:
+        """Measure so many rounds, after some that do not count."""
+        names = [*self.work]
+        for number in range(-warm, rounds):
+            for name in names if number % 2 == 0 else reversed(names):
+                began, worked = perf_counter(), process_time()
+                await self.work[name]()
+                wall, processor = perf_counter() - began, process_time() - worked
+                if number >= 0:
+                    self.wall.setdefault(name, []).append(wall * 1000)
+                    self.processor.setdefault(name, []).append(processor * 1000)
+                if name in self.after:
+                    await self.after[name]()
+        return self
+
+
+def gained(series: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """What each has more than no memory, by the medians of five stretches of rounds.
+
+    Single runs differ by more than what is looked for.
+    """
+    least = series[NOTHING]
+    size = max(1, len(least) // STRETCHES)
+    starts = range(0, min(STRETCHES, len(least)) * size, size)
+    return {
+        name: [median(own[at : at + size]) - median(least[at : at + size]) for at in starts]
+        for name, own in series.items()
+        if name != NOTHING
+    }
+
+
 def ratios(
-    figures: Mapping[str, Sequence[float]], best: Callable[[Sequence[float]], float] = max
+    figures: Mapping[str, Sequence[float]],
+    over: str | None = None,
+    best: Callable[[Sequence[float]], float] = max,
 ) -> list[float]:
-    """Ours by the best of the others, round by round."""
+    """Ours by that of one contender, or by the best of the others, round by round."""
     ours = figures[OURS]
-    others = [series for name, series in figures.items() if name != OURS]
+    others = [
+        series for name, series in figures.items() if (name == over if over else name != OURS)
+    ]
     return [mine / best([series[at] for series in others]) for at, mine in enumerate(ours)]
 
 
@@ -90,9 +147,3 @@ def spread(series: Sequence[float]) -> tuple[float, float]:
     ordered = sorted(series)
     last = len(ordered) - 1
     return ordered[round(last * 0.25)], ordered[round(last * 0.75)]
-
-
-def processor_times(spent: Mapping[str, Sequence[float]]) -> str:
-    """What each took of the processor for one run, in ms: hardly changed by other processes."""
-    times = ", ".join(f"{name} {median(series):.2f} ms" for name, series in spent.items())
-    return f"processor time of a run: {times}"

@@ -12,21 +12,25 @@ from pathlib import Path
 from statistics import median
 from xml.sax.saxutils import escape
 
-from .measuring import OURS, Row, spread
+from .measuring import LIST, OURS, Row, spread
 
 DOCS = Path(__file__).parents[2] / "docs"
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+MARKS = "<!-- {name}: begin -->\n", "<!-- {name}: end -->"
 
-_COLOURS = {OURS: "#1f6feb"}
+_COLOURS = {OURS: "#1f6feb", LIST: "#54aeff"}
 _OTHERS = ("#8c959f", "#afb8c1", "#d0d7de")
 
 
-def machine() -> str:
-    """What the figures were measured on and with."""
+def machine(load_before: float, quick: bool) -> str:
+    """What the figures were measured on and with; ``load_before`` is the load when it began."""
+    load = f"load average {load_before:.1f} when it began and {getloadavg()[0]:.1f} when it ended"
+    if max(load_before, getloadavg()[0]) > (cpu_count() or 1):
+        load += " (**the machine was busy with other work**: only ratios say something)"
+    how = "with `--quick`: fewer rounds, shorter sessions" if quick else "everything"
     packages = ", ".join(f"{name} {version(name)}" for name in ("openai-agents", "aiosqlite"))
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {cpu_count()} cores ({platform.machine()}, "
-        f"{platform.system()}), load average {getloadavg()[0]:.1f} when it ended, Python "
+        f"{datetime.now(UTC):%Y-%m-%d}, {how}, {cpu_count()} cores ({platform.machine()}, "
+        f"{platform.system()}), {load}, Python "
         f"{platform.python_version()}, SQLite {sqlite3.sqlite_version}, {packages}"
     )
 
@@ -34,18 +38,31 @@ def machine() -> str:
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table: medians, with the middle half of the rounds in brackets."""
     lines = [
-        "| what | figures (middle half of the rounds) | ratio or count | target | reached |",
-        "|---|---|---|---|---|",
+        "| what is measured | figures (middle half of the rounds) | processor time of a run "
+        "| ratio or count | target | reached |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         figures = [f"{name} {_figure(row, series)}" for name, series in row.figures.items()]
+        spent = [f"{name} {median(series):.2f} ms" for name, series in row.processor.items()]
         low, high = spread(row.values)
-        value = f"{row.value:.3g}" + (f" ({low:.3g} to {high:.3g})" if low != high else "")
+        value = _number(row.value)
+        value += f" ({_number(low)} to {_number(high)})" if low != high else ""
         lines.append(
-            f"| {row.what} | {'; '.join([*figures, *row.notes])} | {value} | {row.target} "
-            f"| {'yes' if row.reached else '**no**'} |"
+            f"| {row.what} | {'; '.join([*figures, *row.notes])} | {'; '.join(spent)} | {value} "
+            f"| {row.target} | {'yes' if row.reached else '**no**'} |"
         )
     return "\n".join(lines)
+
+
+def not_reached(rows: Sequence[Row]) -> str:
+    """A Markdown list of the rows whose target is not reached."""
+    lines = [
+        f"- {row.what.removesuffix('.')}: {_number(row.value)}, and the target is {row.target}."
+        for row in rows
+        if not row.reached
+    ]
+    return "\n".join(lines) or "- Nothing: every target is reached."
 
 
 def _figure(row: Row, series: Sequence[float]) -> str:
@@ -58,14 +75,24 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def write_docs(rows: Sequence[Row]) -> None:
-    """Put table and chart into docs/, in place of those that are there."""
+def write_docs(rows: Sequence[Row], machine: str) -> None:
+    """Put table, targets that are not reached, and chart into docs/, in place of those there."""
     page = DOCS / "benchmarks.md"
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    figures = f"{BEGIN}\n{machine()}\n\n{table(rows)}\n{END}"
-    page.write_text(before + figures + after, "utf-8")
+    text = page.read_text("utf-8")
+    text = _between(text, "not reached", not_reached(rows))
+    text = _between(text, "figures", f"{machine}\n\n{table(rows)}")
+    page.write_text(text, "utf-8")
     write_chart(rows)
+
+
+def _between(text: str, name: str, new: str) -> str:
+    """The text with ``new`` between the marks of that name."""
+    begin, end = (mark.format(name=name) for mark in MARKS)
+    before, begin, rest = text.partition(begin)
+    _, end, after = rest.partition(end)
+    if not end:
+        raise RuntimeError(f"docs/benchmarks.md must have the marks of {name!r}")
+    return f"{before}{begin}{new}\n{end}{after}"
 
 
 def write_chart(rows: Sequence[Row]) -> None:
@@ -79,7 +106,7 @@ def chart(rows: Sequence[Row]) -> str:
     y = 14
     for row in (row for row in rows if row.drawn):
         y += 16
-        parts.append(f'<text x="10" y="{y}" font-weight="bold">{escape(row.what)}</text>')
+        parts.append(f'<text x="10" y="{y}" font-weight="bold">{escape(row.drawn)}</text>')
         y += 8
         medians = {name: median(series) for name, series in row.figures.items()}
         others = iter(_OTHERS)

@@ -43,7 +43,7 @@ async def append_to_a_million(folder: Path, quick: bool) -> list[Row]:
         await measure(-1)
     figures = await in_turns(measured, rounds)
     await memory.close()
-    what = f"append to a session of {length:,} items, over one of 10"
+    what = f"4 items are appended to a session of {length:,} items, over one of 10."
     return [Row("append-long", what, "ms", figures, ratios(figures), Target("at most", 1.15))]
 
 
@@ -58,7 +58,7 @@ async def syncs_of_a_run(folder: Path, quick: bool) -> list[Row]:
             before = memory.memory.stats()["synced"]
             await keeper.run(null_agent(seconds), "How often?")
             counts.append(float(memory.memory.stats()["synced"] - before))
-        what = f"commits with fsync for a run of one model turn that answers {answers}"
+        what = f"A run of one model turn that answers {answers}: commits that are flushed."
         rows.append(Row("syncs", what, "", {OURS: counts}, counts, Target("at most", 2, "")))
     await memory.close()
     return rows
@@ -68,14 +68,14 @@ async def many_sessions(folder: Path, quick: bool) -> list[Row]:
     """10,000 sessions used at once from one memory: what they take above 10 sessions."""
     number = 2_000 if quick else 10_000
     few, many = await _in_a_process(10), await _in_a_process(number)
-    what = f"{number:,} sessions at once, above 10: "
+    what = f"{number:,} sessions at once, above 10 of them: the peak of the process's "
     rows = []
     for name, unit, most in (("threads", "", 4), ("files", "", 20), ("memory", "MB", 50)):
         # Of threads and files all are counted; for memory only what many take above a few.
         value = many[name] - (few[name] if name == "memory" else 0)
-        of = what if name == "memory" else f"{number:,} sessions at once: "
+        of = what if name == "memory" else f"{number:,} sessions at once: the process's "
         target = Target("at most", most, unit)
-        rows.append(Row("many", of + name, unit, {OURS: [value]}, [value], target))
+        rows.append(Row("many", f"{of}{name}.", unit, {OURS: [value]}, [value], target))
     rows[-1].notes.append(f"as many idle tasks of asyncio: {many['tasks']:.0f} MB")
     return rows
 
@@ -106,11 +106,11 @@ async def importing(folder: Path, quick: bool) -> list[Row]:
     return [
         Row(
             "import",
-            "import session_middleware after import agents",
+            "`import session_middleware` after `import agents`.",
             "ms",
             {OURS: took},
             took,
-            Target("at most", 60, "ms"),
+            Target("at most", 50, "ms"),
             notes=[f"drivers imported with it: {drivers.strip() or 'none'}"],
         )
     ]

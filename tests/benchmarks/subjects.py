@@ -12,6 +12,8 @@ from agents.models.interface import Model
 from agents.testing import assistant_message
 from agents.usage import Usage
 
+QUESTION = "What is the weather in town 7?"
+
 _numbers = itertools.count(1)
 
 

@@ -39,7 +39,7 @@ def one_life(settings: Telemetry) -> None:
     turn = TurnTelemetry(settings, "chat", "user_alice", "sqlite")
     turn.start()
     with turn.attached():
-        turn.taken(1, 0.0)
+        turn.acquired(1)
         with turn.operation("search_memory") as operation:
             operation.count = 20
         turn.history(20, None, None)

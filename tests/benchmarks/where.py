@@ -22,12 +22,12 @@ from typing import Any
 
 from agents import Runner, SQLiteSession, set_trace_processors, set_tracing_disabled
 
-from session_middleware import SQLiteSessionMemory, _run, history
+from session_middleware import SQLiteSessionMemory, history
+from session_middleware._turns import run_session as _run
 
-from .contenders import Ours, SDKSQLite
-from .runs import QUESTION
+from .contenders import ListSession, Ours, SDKSQLite
+from .subjects import QUESTION, null_agent
 from .subjects import history as items_of
-from .subjects import null_agent
 
 SESSIONS, SHARED_ROUNDS = 64, 10
 ROUNDS = {0: 200, 100: 100, 1_000: 30}
@@ -35,33 +35,12 @@ ROUNDS = {0: 200, 100: 100, 1_000: 30}
 STEPS: list[tuple[str, Any, str]] = [
     ("SQLiteSession.get_items", SQLiteSession, "get_items"),
     ("SQLiteSession.add_items", SQLiteSession, "add_items"),
-    ("take: input stored, short history read", SQLiteSessionMemory, "take_turn"),
+    ("acquire: input stored, short history read", SQLiteSessionMemory, "acquire"),
     ("load of a longer one", SQLiteSessionMemory, "load_turns"),
     ("store the answer, end the turn", SQLiteSessionMemory, "write_turn"),
     ("look for faults when it is loaded", history, "repair"),
     ("look for faults before the model", _run, "repair"),
 ]
-
-
-class ListSession:
-    """A session that is a list; with ``keeps``, one that what is added comes to."""
-
-    session_id = "list"
-    session_settings = None
-
-    def __init__(self, items: list[Any], *, keeps: bool = False) -> None:
-        self.items = items
-        self.keeps = keeps
-
-    async def get_items(self, limit: int | None = None) -> list[Any]:
-        return list(self.items)
-
-    async def add_items(self, items: list[Any]) -> None:
-        if self.keeps:
-            self.items += items
-
-    async def pop_item(self) -> None: ...
-    async def clear_session(self) -> None: ...
 
 
 @contextmanager

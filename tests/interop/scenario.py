@@ -35,8 +35,8 @@ from opentelemetry.trace import format_trace_id
 from session_middleware import InMemorySessionMemory, with_session_memory
 from session_middleware.telemetry import SessionSpanProcessor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from loopback import loopback
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from session_middleware.testing.provider import local_provider
 
 # --- the libraries, each set up as its own documentation says --------------------------------
 
@@ -164,7 +164,7 @@ async def turns(base_url: str) -> dict[str, int]:
         """Tell the weather in a city, if allowed."""
         return f"sunny in {city}"
 
-    async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+    async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
         model = OpenAIResponsesModel("test-model", client)
         free = Agent(name="Free", model=model, tools=[weather])
         guarded = Agent(name="Guarded", model=model, tools=[guarded_weather])
@@ -212,7 +212,7 @@ def main(library: str) -> None:
     with complaints() as heard:
         SET_UP[library](exporter)
         add_trace_processor(sdk_traces)  # after the library, which may remove others
-        with loopback() as provider:
+        with local_provider() as provider:
             stored = asyncio.run(turns(provider.base_url))
     json.dump(
         {

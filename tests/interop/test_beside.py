@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from environments import LIBRARIES, output_of, python_with
+
+from tests.interop.environments import LIBRARIES, output_of, python_with
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]  # most of it goes into installing
 
@@ -89,16 +90,17 @@ def test_every_turn_is_told_once(seen: Seen) -> None:
 
 
 def test_no_operation_is_told_twice(seen: Seen) -> None:
-    """One load per turn, and as many records stored, by the spans, as the memory has."""
-    by_name: dict[str, Counter[str]] = {"search_memory": Counter(), "create_memory": Counter()}
+    """One load a turn, two where it is resumed; as many records stored as the memory has."""
+    stored: Counter[str] = Counter()
+    loads: Counter[str] = Counter()
     for span in seen.ours:
-        if span["name"] == "create_memory":
-            count = span["attributes"]["gen_ai.memory.record.count"]
-            by_name["create_memory"][span["attributes"]["session.id"]] += count
-        elif span["name"] == "search_memory":
-            by_name["search_memory"][span["attributes"]["session.id"]] += 1
-    assert by_name["create_memory"] == seen.stored
-    assert by_name["search_memory"] == {"alice": 3, "bob": 2, "carol": 2}
+        session_id = span["attributes"]["session.id"]
+        if span["name"] in ("create_memory", "acquire_session", "end_turn"):
+            stored[session_id] += span["attributes"].get("gen_ai.memory.record.count", 0)
+        elif span["name"] == "search_memory" and span["parent"] is not None:  # in a turn
+            loads[session_id] += 1
+    assert stored == seen.stored
+    assert loads == {"alice": 4, "bob": 2, "carol": 2}
 
 
 def test_a_turn_is_one_trace(seen: Seen) -> None:
@@ -158,7 +160,7 @@ def test_inside_a_trace_of_the_applications(seen: Seen) -> None:
     outside = [
         span
         for span in seen.spans
-        if span["parent"] is None and not span["name"].startswith("session_turn ")
+        if span["parent"] is None and span["scope"] != "session_middleware"
     ]
     (conversation,) = outside
     parents = {seen.turn("carol", number)["parent"] for number in (1, 2)}

@@ -1,15 +1,19 @@
-"""Phoenix, a tool that groups traces by session, has ours as sessions."""
+"""The example for Phoenix, a tool that groups traces by session."""
 
 from __future__ import annotations
 
-import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from environments import CHECKOUT, output_of, python_with
+
+from tests.interop.environments import CHECKOUT, output_of, python_with
+from tests.interop.receivers import phoenix
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]  # most of it goes into installing
+
+EXAMPLE = CHECKOUT / "examples" / "tracing_phoenix.py"
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +22,19 @@ def python() -> Path:
     return python_with("phoenix", "arize-phoenix")
 
 
-def test_turns_are_the_traces_of_their_session(python: Path) -> None:
+def test_turns_are_the_traces_of_their_session(
+    python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three turns of one session and two of another are that in Phoenix's own interface."""
-    printed = output_of(python, Path(__file__).with_name("phoenix_sessions.py"))
-    assert json.loads(printed)["sessions"] == {"user_alice": 3, "user_bob": 2}
+    with phoenix(tmp_path) as receiver:
+        monkeypatch.setenv("PHOENIX_COLLECTOR_ENDPOINT", receiver.url)
+        output_of(python, EXAMPLE)
+        give_up = time.monotonic() + 60
+        found: dict[str, int] = {}
+        while found != {"user_alice": 3, "user_bob": 2} and time.monotonic() < give_up:
+            time.sleep(0.5)
+            found = {name: seen.traces for name, seen in receiver.sessions().items()}
+    assert found == {"user_alice": 3, "user_bob": 2}
 
 
 def test_the_example_says_what_to_start(
@@ -30,7 +43,7 @@ def test_the_example_says_what_to_start(
     """Where nothing listens it ends at once, and makes no turn."""
     monkeypatch.setenv("PHOENIX_COLLECTOR_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(subprocess.CalledProcessError):
-        output_of(python, CHECKOUT / "examples" / "tracing_phoenix.py")
+        output_of(python, EXAMPLE)
     assert capfd.readouterr().err.splitlines() == [
         "Nothing answers at http://127.0.0.1:9: start Phoenix first, with `phoenix serve`."
     ]

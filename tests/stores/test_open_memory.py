@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from session_middleware import stores
-from session_middleware.conformance._items import user
+from session_middleware.conformance.samples import user
 from session_middleware.errors import InvalidMemoryUrl, InvalidOption
 from session_middleware.stores import open_memory, shared
 from session_middleware.stores.in_memory import InMemorySessionMemory
@@ -96,10 +96,9 @@ def test_nothing_is_opened_before_it_is_used(in_a_folder: Path) -> None:
         "sqlite+aiosqlite:///chat.db",
         "mysql://u:secret@host/db",
         "http://u:secret@host",
-        "postgresql://u:secret@host/db",
-        "redis://:secret@host:6379/0",
-        "rediss://host",
-        "valkey://host",
+        "redis://:secret@host:port/0",
+        "redis://:secret@host/name",
+        "redis+srv://:secret@host/0",
         None,
         7,
     ],
@@ -107,19 +106,10 @@ def test_nothing_is_opened_before_it_is_used(in_a_folder: Path) -> None:
 def test_any_other_url_is_refused(url: str) -> None:
     """The error names what is possible, and shows no password."""
     for name in (open_memory, shared):
-        if not isinstance(url, str) and name is shared:
-            continue
         with pytest.raises(InvalidMemoryUrl) as raised:
             name(url)
-        assert ":memory:" in str(raised.value)
+        assert "sqlite:///" in str(raised.value) or "redis://" in str(raised.value)
         assert "secret" not in str(raised.value)
-
-
-@pytest.mark.parametrize("url", ["postgresql://host/db", "redis://h", "rediss://h", "valkey://h"])
-def test_a_store_that_does_not_exist_yet_is_named(url: str) -> None:
-    """The error says that this version has no such store."""
-    with pytest.raises(InvalidMemoryUrl, match="this version has no store for"):
-        open_memory(url)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +140,11 @@ def test_seconds_are_numbers() -> None:
 
 
 def test_a_file_has_one_memory(in_a_folder: Path) -> None:
-    """Named by URL or by path, relative or absolute: the same object."""
+    """Named relatively or absolutely: the same object."""
     memory = shared("sqlite:///chat.db")
     assert shared("sqlite:///chat.db") is memory
     assert shared("sqlite:///./chat.db") is memory
     assert shared(f"sqlite:///{in_a_folder}/chat.db") is memory
-    assert shared(Path("chat.db")) is memory
     assert shared("sqlite:///other.db") is not memory
     assert shared("sqlite:///chat.db?lease=10") is not memory
     assert shared(":memory:") is shared(":memory:")
@@ -224,11 +213,11 @@ def test_a_forked_child_can_name_memories() -> None:
 def test_stores_are_imported_when_they_are_asked_for() -> None:
     """Importing the package of stores imports no driver; naming a class imports its own."""
     script = (
-        "import sys, session_middleware.stores as stores\n"
+        "import sys, session_middleware as package\n"
         "print('aiosqlite' in sys.modules)\n"
-        "stores.InMemorySessionMemory\n"
+        "package.InMemorySessionMemory, package.open_memory(':memory:')\n"
         "print('aiosqlite' in sys.modules)\n"
-        "stores.SQLiteSessionMemory\n"
+        "package.SQLiteSessionMemory\n"
         "print('aiosqlite' in sys.modules)\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

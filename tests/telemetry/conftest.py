@@ -11,6 +11,7 @@ from opentelemetry.context import Context, get_current
 
 from session_middleware import with_session_memory
 from session_middleware.telemetry import Telemetry, TurnTelemetry
+from tests.support.markers import said_in
 
 
 @pytest.fixture
@@ -56,6 +57,7 @@ def events() -> Iterator[list[dict[str, Any]]]:
     structlog.configure(processors=[captured], cache_logger_on_first_use=False)
     yield captured.entries
     structlog.reset_defaults()
+    assert said_in(captured.entries) == []
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
-from session_middleware.telemetry import TurnTelemetry
+from session_middleware.telemetry import Said, TurnTelemetry
 
 MakeTurn = Callable[..., TurnTelemetry]
 VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -28,7 +28,7 @@ MESSAGES = {
 }
 
 
-def never() -> str:
+def never() -> Said:
     raise AssertionError("content was asked for")
 
 
@@ -47,7 +47,7 @@ def test_no_content_without_opt_in(
         monkeypatch.setenv(VARIABLE, mode)
     turn = make_turn()
     turn.start()
-    turn.end("completed", input_text=never, output_text=never)
+    turn.end("completed", said=never)
     attributes = otel.span("session_turn chat").attributes
     assert not {"input.value", "output.value", *MESSAGES} & set(attributes)
     assert "telemetry_failed" not in {event["event"] for event in events}
@@ -64,8 +64,7 @@ def test_content_on_the_root_span(
     turn.end(
         "failed",
         ValueError("it said so"),
-        input_text=lambda: "Hi, I'm Älice",
-        output_text=lambda: "Hello",
+        said=lambda: Said("Hi, I'm Älice", "Hello"),
     )
     root = otel.span("session_turn chat")
     assert root.attributes["input.value"] == "Hi, I'm Älice"
@@ -82,7 +81,7 @@ def test_what_there_is_not_is_left_out(
     monkeypatch.setenv(VARIABLE, "SPAN_ONLY")
     turn = make_turn()
     turn.start()
-    turn.end("cancelled", input_text=lambda: "Hi")
+    turn.end("cancelled", said=lambda: Said("Hi"))
     attributes = otel.span("session_turn chat").attributes
     assert attributes["input.value"] == "Hi"
     assert "output.value" not in attributes
@@ -99,7 +98,7 @@ def test_content_that_cannot_be_had_costs_nothing_else(
     monkeypatch.setenv(VARIABLE, "SPAN_ONLY")
     turn = make_turn()
     turn.start()
-    turn.end("completed", new_items=2, input_text=never)
+    turn.end("completed", new_items=2, said=never)
     assert otel.span("session_turn chat").attributes["session_middleware.new_item.count"] == 2
     (failed,) = [event for event in events if event["event"] == "telemetry_failed"]
     assert (failed["log_level"], failed["error_type"]) == ("debug", "AssertionError")
@@ -117,7 +116,7 @@ def test_content_as_an_event(
     monkeypatch.setattr("opentelemetry._logs.get_logger", provider.get_logger)
     turn = make_turn()
     turn.start()
-    turn.end("completed", input_text=lambda: "Hi, I'm Älice", output_text=lambda: "Hello")
+    turn.end("completed", said=lambda: Said("Hi, I'm Älice", "Hello"))
 
     (entry,) = kept.get_finished_logs()
     root = otel.span("session_turn chat")

@@ -21,8 +21,6 @@ from agents import (
 )
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
-from scripted import assistant, call, scripted_agent
-from stored import METHODS, carried_out, run_by
 
 from session_middleware import (
     IdempotencyConflict,
@@ -32,6 +30,8 @@ from session_middleware import (
     session_scope,
 )
 from session_middleware.telemetry import Telemetry
+from session_middleware.testing.models import assistant, call, scripted_agent
+from tests.support.sessions import METHODS, carried_out, run_by
 
 VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 CANARY = "canary-4711"
@@ -152,14 +152,14 @@ async def test_refusals_emit_nothing_of_what_was_said(
         await say(f"three {CANARY}", decoration={**decoration, "redact": broken})
     async with session_scope("s", memory=each_memory):
         with pytest.raises(SessionBusy):
-            await take_in_another_turn(each_memory, decoration)
+            await acquire_in_another_turn(each_memory, decoration)
     assert "IdempotencyConflict" in str(emitted)
     assert "InvalidItem" in str(emitted)
     assert CANARY not in str(emitted)
 
 
-async def take_in_another_turn(memory: Any, decoration: dict[str, Any]) -> None:
-    """Try to take the session from a context that is not part of its turn."""
+async def acquire_in_another_turn(memory: Any, decoration: dict[str, Any]) -> None:
+    """Try to acquire the session from a context that is not part of its turn."""
     options = {"decoration": {**decoration, "on_busy": "reject"}}
     running = carried_out("run", talking_agent(), f"Hi {CANARY}", memory, **options)
     await asyncio.create_task(running, context=contextvars.Context())
@@ -279,3 +279,81 @@ async def test_a_turn_that_failed_has_its_input_and_the_errors_text(
     assert "output.value" not in root.attributes
     (exception,) = [event for event in root.events if event.name == "exception"]
     assert exception.attributes["exception.message"] == "no such thing"
+
+
+CARD = "4111 1111 1111 1111"
+
+
+def without_cards(item: dict[str, Any]) -> dict[str, Any]:
+    """What may be stored of an item."""
+    return json.loads(json.dumps(item).replace(CARD, "[card]"))  # type: ignore[no-any-return]
+
+
+@both_ways
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_is_redacted_is_redacted_there_too(
+    each_memory: Any,
+    method: str,
+    fails: bool,
+    otel: Any,
+    telemetry: Telemetry,
+    emitted: Emitted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Input, output and the texts of foreign errors: only what may be stored goes out."""
+    monkeypatch.setenv(VARIABLE, "SPAN_AND_EVENT")
+    last = ValueError(f"refused {CARD}") if fails else assistant(f"Charged {CARD}")
+    decoration = {"telemetry": telemetry, "redact": without_cards}
+    agent = scripted_agent(last)
+    try:
+        await carried_out(method, agent, f"Charge {CARD}", each_memory, decoration=decoration)
+    except ValueError:
+        assert fails
+    root = otel.span("session_turn Agent workflow")
+    assert root.attributes["input.value"] == "Charge [card]"
+    assert root.attributes.get("output.value") == (None if fails else "Charged [card]")
+    assert CARD not in str(emitted)
+
+
+SMALL = "data:image/png;base64," + "QUJD" * 100_000  # three bytes each
+INPUT = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "input_text", "text": "What is this? " + "x" * 10_000},
+            {"type": "input_image", "image_url": SMALL, "detail": "auto"},
+            {"type": "input_image", "image_url": "https://example.test/a.png", "detail": "auto"},
+            {"type": "input_file", "file_data": "data:application/pdf;base64,QUJDRA=="},
+            {"type": "input_file", "file_id": "file-1"},
+            {"type": "input_audio", "input_audio": {"data": "QUJD", "format": "wav"}},
+        ],
+    }
+]
+
+
+async def test_lists_and_images_are_cut_and_told_by_type_and_size(
+    each_memory: Any, otel: Any, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts up to 4,000 characters, the newest 20 messages, and no byte of an image."""
+    monkeypatch.setenv(VARIABLE, "SPAN_ONLY")
+    decoration = {"telemetry": telemetry}
+    given = [*({"role": "user", "content": f"earlier {n}"} for n in range(30)), *INPUT]
+    await carried_out("run", talking_agent(), given, each_memory, decoration=decoration)
+    attributes = otel.span("session_turn Agent workflow").attributes
+    messages = json.loads(attributes["gen_ai.input.messages"])
+    assert len(messages) == 20
+    text, image, linked, file, uploaded, sound = messages[-1]["parts"]
+    whole = "What is this? " + "x" * 10_000
+    assert text == {"type": "text", "content": whole[:4_000] + "... (6014 characters more)"}
+    assert image == {
+        "type": "blob",
+        "modality": "image",
+        "mime_type": "image/png",
+        "size": 300_000,
+    }
+    assert linked == {"type": "uri", "modality": "image", "uri": "https://example.test/a.png"}
+    assert (file["mime_type"], file["size"]) == ("application/pdf", 4)
+    assert uploaded == {"type": "file", "modality": "document", "file_id": "file-1"}
+    assert (sound["mime_type"], sound["size"]) == ("wav", 3)
+    assert attributes["input.value"] == text["content"]
+    assert "QUJDQUJD" not in "".join(span.to_json() for span in otel.spans)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from agents import Runner
 from opentelemetry.trace import format_trace_id
-from scripted import local_agent
-from stored import METHODS, carried_out
 
 from session_middleware import last_turns, session_scope
-from session_middleware.history import digest_of_texts, text_of
+from session_middleware.history import size_and_digest
 from session_middleware.telemetry import Telemetry
+from session_middleware.testing.models import assistant, call, local_agent, scripted_agent
+from tests.support.sessions import METHODS, carried_out, tool
 
 DIGEST = "session_middleware.history.digest"
 
@@ -27,8 +28,56 @@ def telemetry(otel: Any) -> Telemetry:
 
 def roots(otel: Any) -> list[Any]:
     """The roots of turns, in the order in which they began."""
-    found = [span for span in otel.spans if span.parent is None]
+    found = [span for span in otel.spans if span.name.startswith("session_turn")]
     return sorted(found, key=lambda span: span.start_time)
+
+
+async def test_what_a_window_of_the_users_leaves_out_is_told(
+    each_memory: Any, otel: Any, telemetry: Telemetry
+) -> None:
+    """How many of the items that were read the model did not get."""
+    decoration = {"telemetry": telemetry, "window": lambda turns: turns[-1:]}
+    for text in "ABC":
+        await carried_out("run", local_agent(), text, each_memory, decoration=decoration)
+    name = "session_middleware.history.trimmed_count"
+    assert [root.attributes.get(name) for root in roots(otel)] == [None, None, 2]
+
+
+async def test_a_history_that_came_with_the_session_is_no_operation_of_its_own(
+    memory: Any, otel: Any, telemetry: Telemetry
+) -> None:
+    """It has a span, as every load, and no duration that anybody would want to know."""
+    await carried_out("run", local_agent(), "Hi", memory, decoration={"telemetry": telemetry})
+    measured = otel.metrics["session_middleware.memory.operation.duration"]
+    names = {point.attributes["gen_ai.operation.name"] for point in measured}
+    assert names == {"acquire_session", "end_turn"}
+    assert "search_memory" in {span.name for span in otel.spans}
+
+
+async def test_calls_whose_end_nobody_saw_are_counted(
+    each_memory: Any, otel: Any, telemetry: Telemetry, events: list[dict[str, Any]]
+) -> None:
+    """By the turn that makes the request again."""
+    began = asyncio.Event()
+
+    async def pay() -> str:
+        began.set()
+        return str(await asyncio.Event().wait())
+
+    async def request(step: Any) -> Any:
+        agent = scripted_agent(step, tools=[tool("pay", pay)])
+        given: dict[str, Any] = {"idempotency_key": "k", "decoration": {"telemetry": telemetry}}
+        return await carried_out("run", agent, "Pay", each_memory, **given)
+
+    first = asyncio.create_task(request(call("pay")))
+    await began.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await request(assistant("done"))
+    (point,) = otel.metrics["session_middleware.calls.unknown"]
+    assert point.value == 1
+    assert [told["event"] for told in events].count("calls_unknown") == 1
 
 
 @both_ways
@@ -65,10 +114,9 @@ async def test_a_digest_is_that_of_the_turns_before(
     stored = await each_memory.load_session("s")
     for record, root in zip(reversed(await each_memory.turns("s")), roots(otel), strict=True):
         seen = stored[: 2 * (record.turn - 1)]
-        lines = [text_of(item) for item in seen]
-        assert record.history_digest == digest_of_texts(lines)
+        size, digest = size_and_digest(seen)
+        assert record.history_digest == digest
         assert root.attributes["session_middleware.history.item_count"] == len(seen)
-        size = sum(len(line.encode()) for line in lines)
         assert root.attributes["session_middleware.history.size_bytes"] == size
     assert len({record.history_digest for record in await each_memory.turns("s")}) == 3
 
@@ -82,7 +130,7 @@ async def test_a_digest_is_of_what_a_window_left(
         await carried_out("run", local_agent(), text, each_memory, decoration=decoration)
     stored = await each_memory.load_session("s")
     newest, *_ = await each_memory.turns("s")
-    assert newest.history_digest == digest_of_texts(map(text_of, stored[2:4]))
+    assert newest.history_digest == size_and_digest(stored[2:4])[1]
     assert roots(otel)[-1].attributes[DIGEST] == newest.history_digest
     assert [event["turn"] for event in events if event["event"] == "history_trimmed"] == [3]
 
@@ -98,7 +146,7 @@ async def test_a_digest_is_of_what_a_repair_left(
     newest, *_ = await each_memory.turns("s")
     stored = await each_memory.load_session("s")
     assert orphan in stored
-    assert newest.history_digest == digest_of_texts([text_of(stored[0])])
+    assert newest.history_digest == size_and_digest(stored[:1])[1]
     (root,) = roots(otel)
     assert root.attributes["session_middleware.history.item_count"] == 1
     assert "history_repaired" in [event["event"] for event in events]
@@ -118,5 +166,5 @@ async def test_several_runs_of_a_turn(each_memory: Any, otel: Any, telemetry: Te
             await Runner.run(local_agent(), text)
     (record,) = await each_memory.turns("s")
     stored = await each_memory.load_session("s")
-    assert record.history_digest == digest_of_texts(map(text_of, stored[:2]))
+    assert record.history_digest == size_and_digest(stored[:2])[1]
     assert roots(otel)[0].attributes[DIGEST] == record.history_digest

@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 from agents import Runner, trace
-from approving import approved, live, paying, serialised
-from harness import WatchedSQLite
 from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode, format_trace_id, get_current_span
-from scripted import assistant, call, local_agent, scripted_agent
-from stored import METHODS, carried_out, tool, until
 
 from session_middleware import (
     InMemorySessionMemory,
@@ -23,6 +19,11 @@ from session_middleware import (
     with_session_memory,
 )
 from session_middleware.telemetry import Telemetry
+from session_middleware.testing.models import assistant, call, local_agent, scripted_agent
+from tests.support.approvals import approved, live, paying, serialised
+from tests.support.conditions import until
+from tests.support.interruptions import WatchedSQLite
+from tests.support.sessions import METHODS, carried_out, tool
 
 OUTCOME = "session_middleware.outcome"
 BOTH_KEYS = ("session.id", "gen_ai.conversation.id")
@@ -76,12 +77,28 @@ def active(otel: Any) -> int:
 async def test_success(
     each_memory: Any, method: str, otel: Any, telemetry: Telemetry, events: list[dict[str, Any]]
 ) -> None:
-    """One trace with one load and a save per model turn; one duration; the events in order."""
+    """One trace with one load and each write; one duration; the events in order.
+
+    The input is stored where the session is acquired, and the answer where the turn ends.
+    """
     run_options: dict[str, Any] = {"decoration": {"telemetry": telemetry}}
     agent = scripted_agent(call("look"), assistant("done"), tools=[tool("look", lambda: "seen")])
     await carried_out(method, agent, "Look", each_memory, **run_options)
     (root,) = roots(otel)
-    assert children(otel, root) == ["search_memory", *["create_memory"] * 3]
+    assert children(otel, root) == [
+        "acquire_session",
+        "search_memory",
+        "chat",
+        "create_memory",
+        "chat",
+        "end_turn",
+    ]
+    stored = [
+        span.attributes["gen_ai.memory.record.count"]
+        for span in otel.spans
+        if span.name in ("acquire_session", "create_memory", "end_turn")
+    ]
+    assert stored == [1, 2, 1]
     assert all(span.attributes[key] == "s" for span in otel.spans for key in BOTH_KEYS)
     assert root.status.status_code is StatusCode.UNSET
     assert root.attributes["session_middleware.new_item.count"] == 4
@@ -130,7 +147,13 @@ async def test_cancellation(each_memory: Any, method: str, otel: Any, telemetry:
 
     agent = scripted_agent(call("hang"), tools=[tool("hang", hang)])
     task = asyncio.create_task(
-        carried_out(method, agent, "Hang", each_memory, decoration={"telemetry": telemetry})
+        carried_out(
+            method,
+            agent,
+            "Hang",
+            each_memory,
+            decoration={"telemetry": telemetry, "on_departure": "cancel"},
+        )
     )
     await reached.wait()
     task.cancel()
@@ -162,13 +185,13 @@ async def test_a_lost_session(each_memory: Any, otel: Any, telemetry: Telemetry)
     assert counted_outcomes(otel) == {"abandoned": 1}
 
 
-@pytest.mark.parametrize("failing", ["take", "load", "append", "append and end", "end"])
+@pytest.mark.parametrize("failing", ["acquire", "load", "append", "append and end", "end"])
 async def test_a_memory_that_fails(
     tmp_path: Any, otel: Any, telemetry: Telemetry, events: list[dict[str, Any]], failing: str
 ) -> None:
     """The exception is recorded once, where it arose; one error is logged, without its text."""
     memory = WatchedSQLite(tmp_path / "watched.db")
-    at = {"take": 1, "load": 2, "append": 3, "append and end": 3, "end": 5}[failing]
+    at = {"acquire": 1, "load": 2, "append": 3, "append and end": 2, "end": 5}[failing]
     memory.will_fail(at, after_effect=False)
     remembering = with_session_memory(memory=memory, telemetry=telemetry)
 
@@ -178,7 +201,7 @@ async def test_a_memory_that_fails(
 
     if failing == "end":  # the items are safe: the answer is worth more than the record
         await chat(session_id="s")
-    elif failing == "append":
+    elif failing in ("load", "append"):  # a wrapped method loads where it acquires
         with pytest.raises(MemoryUnavailable):
             await chat(session_id="s")
     else:
@@ -191,27 +214,37 @@ async def test_a_memory_that_fails(
     recorded = [
         span.name for span in otel.spans for event in span.events if event.name == "exception"
     ]
-    where = {"take": [root.name], "load": ["search_memory"], "end": []}
-    assert recorded == where.get(failing, ["create_memory"])
+    where = {
+        "acquire": ["acquire_session"],
+        "load": ["search_memory"],
+        "append": ["create_memory"],
+        "append and end": ["end_turn"],
+        "end": ["end_turn"],
+    }
+    assert recorded == where[failing]
     assert root.attributes[OUTCOME] == ("completed" if failing == "end" else "failed")
     said = [event for event in events if event["log_level"] == "error"]
-    kind = "load_failed" if failing in ("take", "load") else "save_failed"
+    kind = "load_failed" if failing in ("acquire", "load") else "save_failed"
     assert [(event["event"], event["error_type"]) for event in said] == [(kind, "OSError")]
 
 
 async def test_going_on_without_memory(
     tmp_path: Any, otel: Any, telemetry: Telemetry, events: list[dict[str, Any]]
 ) -> None:
-    """With on_unavailable="forget" the turn completes; what failed is in its trace."""
+    """With on_unavailable="forget" the turn completes, and its outcome says what it lacks."""
     memory = WatchedSQLite(tmp_path / "watched.db")
     memory.will_fail(2, after_effect=False)
-    run = with_session_memory(
-        Runner.run, memory=memory, telemetry=telemetry, on_unavailable="forget"
-    )
-    await run(local_agent(), "Hi", session_id="s")
+
+    @with_session_memory(memory=memory, telemetry=telemetry, on_unavailable="forget")
+    async def chat() -> None:
+        await Runner.run(local_agent(), "Hi")
+
+    await chat(session_id="s")
     await memory.cleanup()
     (root,) = roots(otel)
-    assert root.attributes[OUTCOME] == "completed"
+    assert root.attributes[OUTCOME] == "forgotten"
+    assert counted_outcomes(otel) == {"forgotten": 1}
+    assert (events[-1]["outcome"], events[-1]["log_level"]) == ("forgotten", "warning")
     assert root.status.status_code is StatusCode.UNSET
     assert otel.span("search_memory").attributes["error.type"] == "MemoryUnavailable"
     assert "load_failed" in [event["event"] for event in events]
@@ -410,7 +443,7 @@ async def test_the_sdks_tracing_may_be_off(
         decoration={"telemetry": telemetry},
     )
     (root,) = roots(otel)
-    assert children(otel, root) == ["search_memory", "create_memory", "create_memory"]
+    assert children(otel, root) == ["acquire_session", "search_memory", "chat", "end_turn"]
     assert "session_middleware.sdk_trace_id" not in root.attributes
     (record,) = await each_memory.turns("s")
     assert (record.sdk_trace_ids, record.otel_trace_id) == (

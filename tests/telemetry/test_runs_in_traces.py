@@ -10,7 +10,8 @@ import pytest
 from agents import Runner, function_tool, trace
 from opentelemetry.context import get_current
 from opentelemetry.trace import StatusCode, format_trace_id, get_current_span
-from scripted import assistant, call, local_agent, scripted_agent
+
+from session_middleware.testing.models import assistant, call, local_agent, scripted_agent
 
 Middleware = Callable[..., Any]
 
@@ -33,7 +34,10 @@ async def test_a_run_is_one_trace_with_its_load_and_its_saves(
     await run(local_agent(), "Hi, I'm Alice.", session_id="alice")
 
     root = "session_turn Agent workflow"
-    assert tree(otel) == {"": [root], root: ["search_memory", "create_memory", "create_memory"]}
+    assert tree(otel) == {
+        "": [root],
+        root: ["acquire_session", "search_memory", "chat", "end_turn"],
+    }
     for span in otel.spans:
         assert span.attributes["session.id"] == "alice"
         assert span.attributes["gen_ai.conversation.id"] == "alice"
@@ -70,8 +74,8 @@ async def test_what_a_run_stores_hangs_under_the_span_around_it(
     found = tree(otel)
     (root,) = found[""]
     assert root.endswith("answer")
-    assert found[root] == ["answer"]
-    assert found["answer"] == ["search_memory", "create_memory", "create_memory"]
+    assert found[root] == ["acquire_session", "answer", "end_turn"]
+    assert found["answer"] == ["search_memory", "create_memory", "chat", "create_memory"]
 
 
 async def test_a_stream_leaves_its_consumers_context_alone(remember: Middleware, otel: Any) -> None:
@@ -86,7 +90,7 @@ async def test_a_stream_leaves_its_consumers_context_alone(remember: Middleware,
     root = otel.span("session_turn Agent workflow")
     assert root.attributes["session_middleware.streaming"] is True
     assert root.attributes["session_middleware.outcome"] == "completed"
-    assert tree(otel)[root.name] == ["search_memory", "create_memory", "create_memory"]
+    assert tree(otel)[root.name] == ["acquire_session", "search_memory", "chat", "end_turn"]
 
 
 async def test_an_async_generator_leaves_its_consumers_context_alone(

@@ -169,13 +169,14 @@ class Broken:
 def tell_everything(turn: TurnTelemetry) -> None:
     turn.start()
     with turn.attached():
-        turn.contended(1)
-        turn.taken(2, 0.1)
+        with turn.waiting():
+            turn.contended(1)
+        turn.acquired(2)
         with turn.operation("search_memory") as operation:
             operation.count = 1
         turn.history(1, 2, "d")
         turn.trimmed(1)
-        turn.repaired("1 orphan output")
+        turn.repaired({"orphan_output": 1})
         turn.sdk_trace("trace_1", None)
         turn.sdk_trace("trace_2", None)
         turn.event("no_run_intercepted")
@@ -202,16 +203,18 @@ def test_broken_tracing_leaves_metrics_whole(otel: Any) -> None:
     """One half that fails does not take the other with it."""
     settings = Telemetry(tracer_provider=Broken(), meter_provider=otel.meter_provider)
     tell_everything(TurnTelemetry(settings, "chat", "alice", "sqlite"))
-    assert [p.value for p in otel.metrics["session_middleware.turn.active"]] == [0]
+    assert [p.value for p in otel.metrics["session_middleware.turn.active"]] == [0, 0]
+    assert [p.count for p in otel.metrics["session_middleware.lock.wait.duration"]] == [1]
     assert [p.count for p in otel.metrics["session_middleware.turn.duration"]] == [1]
     assert len(otel.metrics["session_middleware.memory.operation.duration"]) == 2
 
 
 def test_broken_metrics_leave_tracing_whole(otel: Any) -> None:
     """And the other way round: the tree is complete."""
-    settings = Telemetry(tracer_provider=otel.tracer_provider, meter_provider=Broken(8))
+    settings = Telemetry(tracer_provider=otel.tracer_provider, meter_provider=Broken(10))
     tell_everything(TurnTelemetry(settings, "chat", "alice", "sqlite"))
     assert [span.name for span in otel.spans] == [
+        "wait_for_session",
         "search_memory",
         "create_memory",
         "session_turn chat",

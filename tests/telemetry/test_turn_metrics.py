@@ -14,15 +14,16 @@ MakeTurn = Callable[..., TurnTelemetry]
 
 def a_whole_turn(turn: TurnTelemetry) -> None:
     turn.start()
-    turn.contended(None)
-    turn.taken(1, 0.25)
+    with turn.waiting():
+        turn.contended(None)
+    turn.acquired(1)
     with turn.operation("search_memory"):
         pass
     turn.history(30, None, None)
     turn.trimmed(4)
     turn.trimmed(0)
-    turn.repaired("1 orphan output")
-    turn.repaired("")
+    turn.repaired({"orphan_output": 1})
+    turn.repaired({})
     with pytest.raises(OSError, match="disk"), turn.operation("create_memory"):
         raise OSError("disk")
     turn.end("failed", OSError("disk"))
@@ -44,12 +45,15 @@ def test_a_turn_is_measured(make_turn: MakeTurn, otel: Any) -> None:
         {**backend, "session_middleware.outcome": "failed", "error.type": "OSError"},
     )
     waited, attributes = one("lock.wait.duration")
-    assert (waited.sum, attributes) == (0.25, backend)
+    assert (waited.count, attributes) == (1, {**backend, "session_middleware.outcome": "acquired"})
     items, attributes = one("history.items")
     assert (items.sum, attributes) == (30, backend)
-    for counter in ("lock.conflicts", "history.trims", "history.repairs"):
+    for counter in ("lock.conflicts", "history.trims"):
         point, attributes = one(counter)
         assert (point.value, attributes) == (1, backend)
+    point, attributes = one("history.repairs")
+    kind = {"session_middleware.repair.kind": "orphan_output"}
+    assert (point.value, attributes) == (1, {**backend, **kind})
     operations = metrics["session_middleware.memory.operation.duration"]
     assert [(point.count, dict(point.attributes)) for point in operations] == [
         (1, {**backend, "gen_ai.operation.name": "search_memory"}),

@@ -76,6 +76,7 @@ def test_operations_are_children_of_the_turn(
             "gen_ai.memory.store.id": turn.backend,
             "gen_ai.memory.record.count": 3,
             "session_middleware.backend": turn.backend,
+            "openinference.span.kind": "RETRIEVER" if name == "search_memory" else "CHAIN",
         }
 
 
@@ -84,10 +85,10 @@ def test_everything_that_is_known_of_a_turn_is_on_its_root(make_turn: MakeTurn, 
     turn = make_turn(streaming=True)
     turn.start()
     assert turn.recording
-    turn.taken(7, 0.25)
+    turn.acquired(7)
     turn.history(12, 3456, "d1gest")
     turn.trimmed(4)
-    turn.repaired("2 orphan outputs")
+    turn.repaired({"orphan_output": 2})
     turn.sdk_trace("trace_1", "group_1")
     turn.end("completed", new_items=5, usage={"requests": 2, "input_tokens": 90})
 
@@ -99,12 +100,12 @@ def test_everything_that_is_known_of_a_turn_is_on_its_root(make_turn: MakeTurn, 
         "session_middleware.backend": "sqlite",
         "session_middleware.streaming": True,
         "session_middleware.turn": 7,
-        "session_middleware.lock.wait_seconds": 0.25,
+        "session_middleware.lock.wait_seconds": 0.0,
         "session_middleware.history.item_count": 12,
         "session_middleware.history.size_bytes": 3456,
         "session_middleware.history.digest": "d1gest",
         "session_middleware.history.trimmed_count": 4,
-        "session_middleware.history.repairs": "2 orphan outputs",
+        "session_middleware.history.repairs": "orphan_output: 2",
         "session_middleware.sdk_trace_id": "trace_1",
         "session_middleware.sdk_group_id": "group_1",
         "session_middleware.new_item.count": 5,
@@ -131,7 +132,7 @@ def test_the_turn_hangs_under_the_span_that_is_current_when_it_starts(
     assert turn.otel_trace_id == trace_id
     known = {"session_id": "user_alice", "otel_trace_id": trace_id}
     assert turn.trace_metadata() == known
-    turn.taken(3, 0.0)
+    turn.acquired(3)
     assert turn.trace_metadata() == {**known, "turn": "3"}
 
 
@@ -163,8 +164,7 @@ def test_what_hooks_report_and_who_was_in_the_way_are_events(
 
     root = otel.span("session_turn chat")
     assert [(e.name, dict(e.attributes)) for e in root.events] == [
-        ("lock_contended", {"session_middleware.holder": 3}),
-        ("lock_contended", {}),
+        ("lock_contended", {"session_middleware.other_turn": 3}),
         (
             "tool_call",
             {"session_middleware.tool": "get_weather", "session_middleware.duration": 0.5},
@@ -436,7 +436,7 @@ def test_a_mapped_id_is_the_only_one_that_leaves(
     with turn.attached():
         assert get_value("session.id") == "h17"
         assert baggage.get_baggage("session.id") == "h17"
-    turn.taken(1, 0.0)
+    turn.acquired(1)
     turn.sdk_trace("trace_1", "alice@example.org")
     error = SessionBusy("the session 'alice@example.org' is held by turn 3")
     turn.end("failed", error)
@@ -502,7 +502,9 @@ def test_baggage_is_filled_on_request_only_and_never_read(make_turn: MakeTurn) -
 # --- when nothing is to be emitted ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["suppress_instrumentation", _SUPPRESS_INSTRUMENTATION_KEY])
+@pytest.mark.parametrize(
+    "key", ["suppress_instrumentation", _SUPPRESS_INSTRUMENTATION_KEY], ids=["by name", "by key"]
+)
 def test_a_suppressed_turn_emits_nothing(
     make_turn: MakeTurn, otel: Any, events: list[dict[str, Any]], key: str
 ) -> None:
@@ -517,11 +519,11 @@ def test_a_suppressed_turn_emits_nothing(
         assert get_value("session.id") is None
         with turn.operation("search_memory"):
             pass
-    turn.taken(1, 0.5)
+    turn.acquired(1)
     turn.contended(2)
     turn.history(1, 2, None)
     turn.trimmed(1)
-    turn.repaired("1 orphan output")
+    turn.repaired({"orphan_output": 1})
     turn.event("no_run_intercepted")
     turn.reported("handoff")
     turn.end("failed", RuntimeError())
@@ -545,16 +547,18 @@ def test_an_operation_in_a_suppressed_context_is_left_out(make_turn: MakeTurn, o
     assert "session_middleware.memory.operation.duration" not in otel.metrics
 
 
-def test_a_dropped_trace_keeps_its_id_and_drops_the_children() -> None:
-    """Under a sampler that drops, nothing records, and the context still carries the trace."""
+def test_a_dropped_trace_drops_the_children_and_tells_no_id() -> None:
+    """Under a sampler that drops, the context carries the trace, and no record leads to it."""
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     turn = TurnTelemetry(Telemetry(tracer_provider=provider), "chat", "alice", "sqlite")
     turn.start()
     assert not turn.recording
     with turn.attached():
         context = trace.get_current_span().get_span_context()
-        assert trace.format_trace_id(context.trace_id) == turn.otel_trace_id
+        assert context.is_valid
         assert not context.trace_flags.sampled
+        assert turn.otel_trace_id is None
+        assert "otel_trace_id" not in turn.trace_metadata()
     turn.end("completed")
 
 

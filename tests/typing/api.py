@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
 from agents import Agent, Runner, RunResult, RunResultStreaming, TResponseInputItem
+from agents.extensions.memory import EncryptedSession
 from agents.memory import Session
 
 from session_middleware import (
@@ -14,6 +15,7 @@ from session_middleware import (
     SessionBusy,
     SessionMemory,
     SQLiteSessionMemory,
+    TurnMemory,
     TurnRecord,
     current_session,
     install,
@@ -25,6 +27,18 @@ from session_middleware import (
     token_budget,
     uninstall,
     with_session_memory,
+)
+from session_middleware.testing import (
+    LeaseClock,
+    WorkerProcesses,
+    assert_no_session,
+    assert_session,
+    assistant,
+    busy_session,
+    call,
+    fail_at,
+    local_provider,
+    scripted_agent,
 )
 
 agent: Agent[Any] = Agent(name="Assistant")
@@ -84,6 +98,17 @@ async def decorated_calls() -> None:
         assert_type(line, str)
 
 
+async def for_one_session() -> None:
+    """The form in which a type checker checks the function's own arguments."""
+    alice = bare.for_session("user_alice", idempotency_key="k")
+    assert_type(await alice("hi", loud=True), str)
+    await alice(5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await bare(5)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue, reportArgumentType]
+    bare.for_session(7)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    assert_type(await with_parameter.for_session("a")("thread-7", "hi"), int)
+    assert_type(await run.for_session("a")(agent, "hi", max_turns=3), RunResult)
+
+
 remember = with_session_memory(memory=memory)
 
 
@@ -125,6 +150,7 @@ async def scopes() -> None:
     except DuplicateTurn as duplicate:
         assert_type(duplicate.turn, int)
         assert_type(duplicate.items, list[dict[str, Any]])
+        assert_type(duplicate.record, TurnRecord | None)
 
 
 def middleware() -> None:
@@ -147,6 +173,8 @@ async def memories() -> None:
         assert_type(entered, SQLiteSessionMemory)
         view: Session = entered.session("a")
         await Runner.run(agent, "hi", session=view)
+        assert_type(await entered.session("a").get_items(5), list[TResponseInputItem])
+        EncryptedSession("a", entered.session("a"), encryption_key="a secret")
         assert_type(await entered.turns("a", limit=10), list[TurnRecord])
         assert_type(await entered.release("a"), bool)
     result = await Runner.run(agent, await opened.load_session("a"))
@@ -181,7 +209,35 @@ class TypedAsTheSDKDoes(SessionMemory):
         return False
 
 
+async def with_turns(turns: TurnMemory) -> None:
+    """What our own memories can do beyond the interface."""
+    assert_type(await turns.turns("a", limit=1, before=5), list[TurnRecord])
+    assert_type(await turns.release("a"), bool)
+    assert_type(turns.capabilities, frozenset[str])
+
+
 def record(turn: TurnRecord) -> None:
     assert_type(turn.turn, int)
     assert_type(turn.usage, dict[str, int] | None)
     assert_type(turn.items, list[dict[str, Any]])
+
+
+# --- tests of a service ----------------------------------------------------------------------
+
+
+async def in_a_test() -> None:
+    scripted = scripted_agent(call("add", {"a": 1}), assistant("1"), name="Calculator")
+    assert_type(scripted, Agent[Any])
+    held = await assert_session(memory, "s", texts=["Hi"], letters="U A", states=["completed"])
+    assert_type(held.records, list[TurnRecord])
+    await assert_no_session(memory, "other")
+    with fail_at(memory, 2, "append_items", when="after") as fault:
+        assert_type(fault.happened, str | None)
+    async with busy_session(memory, "s"):
+        await LeaseClock(memory).advance(60)
+    with local_provider() as provider:
+        provider.script(assistant("Hello"), 503)
+        assert_type(provider.agent("chat"), Agent[Any])
+    with WorkerProcesses() as worker_process:
+        assert_type(worker_process(plain, "Hi").killed, bool)
+        worker_process.start(plain, "Hi").wait_for("text", timeout=1)

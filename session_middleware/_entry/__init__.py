@@ -1,0 +1,1 @@
+"""How a call reaches its turn: arguments, shapes, interception, the view of a session."""

@@ -1,0 +1,1 @@
+return {read_window(asked.window)}
