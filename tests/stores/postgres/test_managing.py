@@ -20,12 +20,29 @@ from tests.support.conditions import until
 _NOT_GRANTED = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
+# Finished turns of other sessions, as many as make a scan of a table dear.
+_OTHERS = """
+    INSERT INTO {session} (session_id, created_at, updated_at)
+    SELECT 'other ' || n, now() - n * interval '1 s', now() - n * interval '1 s'
+    FROM generate_series(1, 5000) AS n;
+    INSERT INTO {turn} (session_id, turn, state, started_at, otel_trace_id)
+    SELECT 'other ' || n, 1, 'completed', now(), 'other ' || n FROM generate_series(1, 5000) AS n;
+    INSERT INTO {item} SELECT 'other', n, 1, 1, '{}' FROM generate_series(1, 5000) AS n;
+    INSERT INTO {park} (session_id, identity, turn, open)
+    SELECT 'other ' || n, 'p', 1, false FROM generate_series(1, 5000) AS n;
+    ANALYZE {session}, {turn}, {item}, {park}
+"""
+
+
 async def plan(psql: Any, statement: str, *arguments: Any) -> list[str]:
-    """How the server would find the rows if the tables were large."""
-    async with psql.transaction():
-        for way in ("seqscan", "bitmapscan"):
-            await psql.execute(f"SET LOCAL enable_{way} = off")
+    """How the server would find the rows among thousands of others."""
+    transaction = psql.transaction()
+    await transaction.start()
+    try:
+        await psql.execute(Names().fill(_OTHERS))
         rows = await psql.fetch("EXPLAIN " + Names().fill(statement), *arguments)
+    finally:
+        await transaction.rollback()
     return [row[0].strip(" ->") for row in rows]
 
 
@@ -64,10 +81,8 @@ async def test_a_page_of_a_prefix_is_found_by_the_ids(memory: Any, psql: Any) ->
 async def test_traces_and_approvals_are_found_by_an_index(memory: Any, psql: Any) -> None:
     """However many turns there are."""
     await parked(memory)
-    async with psql.transaction():
-        await psql.execute("SET LOCAL enable_seqscan = off")
-        rows = await psql.fetch("EXPLAIN " + Names().fill(managing.FIND_TRACE), "trace_1")
-    assert any("session_middleware_turn_by_trace" in row[0] for row in rows)
+    steps = await plan(psql, managing.FIND_TRACE, "trace_1")
+    assert any("session_middleware_turn_by_trace" in step for step in steps)
     statement, arguments = managing.parked_runs(managing.PendingQuery())
     steps = await plan(psql, statement, *arguments)
     assert any("session_middleware_park_waiting" in step for step in steps)
