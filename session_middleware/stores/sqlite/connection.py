@@ -100,7 +100,7 @@ class ConnectionQueue:
         self.check = check
         self.counts = Counts()
         self._waiting = Waiting(path, timeout)
-        self._spare_time = SpareTime(log, timeout, self._flush_log)
+        self._spare_time = SpareTime(file, log, timeout, self.counts)
         self._forget()
 
     def _forget(self) -> None:
@@ -378,19 +378,6 @@ class ConnectionQueue:
         """Note that the log may be torn by this error; the next thing to do is to save it."""
         if self._log is not None:
             self._log.note(error)
-
-    def _flush_log(self, connection: sqlite3.Connection) -> None:
-        """Flush what was committed and not flushed: no commit, so that no page is written."""
-        began = time.monotonic()
-        try:
-            if self._file is not None and self._log is not None:
-                self._file.check_with_log()
-                self._log.flush()
-        except BaseException:
-            self.flushes.failed()
-            raise
-        self.flushes.made(time.monotonic() - began)
-        self.counts.synced += 1
 
     def _tend_log(self, connection: GroupConnection, changes: int, size: int) -> None:
         if self._log is None:

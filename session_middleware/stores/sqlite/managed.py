@@ -1,6 +1,6 @@
 """Conversations in an SQLite file as they are managed: the methods of ``ManagedStore``.
 
-The statements are in ``managing``. No SQL here.
+The statements are in ``managing``, and those that copy in ``copies``. No SQL here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from session_middleware.stores.managed_store import (
     TurnCopy,
 )
 from session_middleware.stores.records import Lease, TurnEnd
-from session_middleware.stores.sqlite import managing
+from session_middleware.stores.sqlite import copies, managing
 from session_middleware.stores.sqlite.database import Database
 from session_middleware.stores.sqlite.group import Durability, Steps
 from session_middleware.stores.sqlite.journal import Ending
@@ -62,21 +62,21 @@ class ManagedFile(TransactionalMemory):
     async def read_copies(self, session_id: str, after: int, limit: int) -> list[TurnCopy]:
         """Read the next turns with a number above ``after``, oldest first."""
         return await self._read(
-            partial(managing.read_copies, session_id=session_id, after=after, limit=limit)
+            partial(copies.read_copies, session_id=session_id, after=after, limit=limit)
         )
 
     async def write_copies(
         self, lease: Lease, info: SessionInfo, turns: Sequence[TurnCopy], fence: int
     ) -> None:
         """Put these turns in place of the session's, and end the lease."""
-        work = partial(managing.write_copies, lease=lease, info=info, turns=turns, fence=fence)
+        work = partial(copies.write_copies, lease=lease, info=info, turns=turns, fence=fence)
         await self._write(work, Durability.FLUSHED)
         self._database.leases.drop(lease.token)
         self._database.erase_when_idle()
 
     async def newest_fence(self) -> int:
         """The fence of the newest lease of the file."""
-        return await self._read(managing.newest_fence)
+        return await self._read(copies.newest_fence)
 
     async def remove_turns(self, lease: Lease, turns: Sequence[int], end: TurnEnd) -> None:
         """Remove every word of these turns, and end the lease's own."""
