@@ -295,7 +295,7 @@ def go_gated(call: RunCall, gate: Callable[[], Awaitable[None]]) -> Any:
         results.append(call.go())
     finally:
         loop.set_task_factory(before)
-    fresh.update(vars(results[0]))
+    fresh.update(getattr(results[0], "__dict__", {}))  # a mock's result may have none
     return results[0]
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from agents import Agent, RunConfig, Runner, UserError
@@ -70,17 +71,23 @@ def start(agent: Any, given: Any, memory: Any, **options: Any) -> Any:
     return wrapped(agent, given, session_id="s", **options)
 
 
+async def resumed_in_vain(memory: Any, kept: Keep, counts: list[str]) -> tuple[Any, Any]:
+    """An agent and a parked run whose resume ran the tool and failed; the next one answers."""
+    agent = scripted_agent(
+        call("pay"), DOWN, assistant("paid"), tools=[counted("pay", counts, needs_approval=True)]
+    )
+    parked = await carried_out("run", agent, "Pay", memory)
+    state = await approved(parked, kept, agent)
+    with pytest.raises(OSError, match="down"):
+        await carried_out("run", agent, state, memory)
+    return agent, state
+
+
 @both_kinds
 async def test_a_resume_that_is_continued(each_memory: Any, kept: Keep) -> None:
     """An earlier resume ran the tool and failed: the stream goes on behind its output."""
     counts: list[str] = []
-    agent = scripted_agent(
-        call("pay"), DOWN, assistant("paid"), tools=[counted("pay", counts, needs_approval=True)]
-    )
-    parked = await carried_out("run", agent, "Pay", each_memory)
-    state = await approved(parked, kept, agent)
-    with pytest.raises(OSError, match="down"):
-        await carried_out("run", agent, state, each_memory)
+    agent, state = await resumed_in_vain(each_memory, kept, counts)
     async with held(each_memory):
         result = start(agent, await kept(state, agent), each_memory)
     events = [event async for event in result.stream_events()]
@@ -118,13 +125,7 @@ async def test_a_resume_that_is_settled(each_memory: Any, kept: Keep) -> None:
 async def test_a_reader_that_came_before_the_turn(each_memory: Any) -> None:
     """Whoever reads the stream while it waits for its turn gets every event of the run."""
     counts: list[str] = []
-    agent = scripted_agent(
-        call("pay"), DOWN, assistant("paid"), tools=[counted("pay", counts, needs_approval=True)]
-    )
-    parked = await carried_out("run", agent, "Pay", each_memory)
-    state = await approved(parked, live, agent)
-    with pytest.raises(OSError, match="down"):
-        await carried_out("run", agent, state, each_memory)
+    agent, state = await resumed_in_vain(each_memory, live, counts)
     async with held(each_memory):
         result = start(agent, state, each_memory)
         events: list[Any] = []
@@ -146,13 +147,7 @@ async def test_a_reader_that_came_before_the_turn(each_memory: Any) -> None:
 async def test_a_stream_that_is_cancelled_before_its_turn(each_memory: Any) -> None:
     """It stores nothing, and the resume can be made again."""
     counts: list[str] = []
-    agent = scripted_agent(
-        call("pay"), DOWN, assistant("paid"), tools=[counted("pay", counts, needs_approval=True)]
-    )
-    parked = await carried_out("run", agent, "Pay", each_memory)
-    state = await approved(parked, live, agent)
-    with pytest.raises(OSError, match="down"):
-        await carried_out("run", agent, state, each_memory)
+    agent, state = await resumed_in_vain(each_memory, live, counts)
     before = await stored(each_memory)
     async with held(each_memory):
         result = start(agent, state, each_memory)
@@ -209,15 +204,18 @@ async def test_a_run_is_made_again_in_its_turn_by_the_agent_that_spoke(each_memo
 
 async def test_a_continued_resume_has_a_trace_of_its_own(each_memory: Any, sdk_traces: Any) -> None:
     """It does not go on in the trace of its state; the session is the group of both."""
-    agent = scripted_agent(
-        call("pay"), DOWN, assistant("paid"), tools=[counted("pay", [], needs_approval=True)]
-    )
-    parked = await carried_out("run", agent, "Pay", each_memory)
-    state = await approved(parked, live, agent)
-    with pytest.raises(OSError, match="down"):
-        await carried_out("run", agent, state, each_memory)
+    agent, state = await resumed_in_vain(each_memory, live, [])
     before = set(sdk_traces.group_ids)
     config = RunConfig(workflow_name="again")
     result = await carried_out("run_streamed", agent, state, each_memory, run_config=config)
     assert before == {"s"} == set(sdk_traces.group_ids)
     assert result.trace.name == "again"
+
+
+async def test_a_mock_in_the_place_of_the_method(each_memory: Any) -> None:
+    """Its result is handed on, whatever it is."""
+    agent = desk(ScriptedModel([]))
+    with patch.object(Runner, "run_streamed", return_value="mocked") as method:
+        async with session_scope("s", memory=each_memory, idempotency_key="k"):
+            assert Runner.run_streamed(agent, "Hello") == "mocked"
+    assert [one.args for one in method.call_args_list] == [(agent, "Hello")]
