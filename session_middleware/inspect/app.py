@@ -284,7 +284,11 @@ class _Pages:
         return StreamingResponse(self._live.changes(look), media_type="text/event-stream")
 
     def _look_at_session(self, session_id: str) -> Callable[[], Awaitable[Any]]:
-        return lambda: self._memory.session_info(session_id)
+        async def look() -> Any:
+            info = await self._memory.session_info(session_id)
+            return info, await self._memory.pending(session_id)
+
+        return look
 
     async def _look_at_pending(self) -> Any:
         return await self._memory.pending()

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import astuple, is_dataclass
 from typing import Any, TypeAlias
 
 from starlette.requests import Request
@@ -49,7 +50,7 @@ class Live:
         """Yield a line for each change, and now and then a sign of life.
 
         Args:
-            look: reads what the page shows, in whatever form tells a change.
+            look: reads what the page shows: values, dataclasses, and lists and tuples of them.
         """
         self._open += 1
         try:
@@ -83,6 +84,14 @@ def is_fragment(request: Request) -> bool:
 
 async def _digest(look: Callable[[], Awaitable[Any]]) -> str:
     try:
-        return hashlib.sha256(repr(await look()).encode("utf-8", "replace")).hexdigest()
+        told = repr(_whole(await look()))
     except SessionMemoryError:
         return "down"
+    return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()
+
+
+def _whole(value: Any) -> Any:
+    """The value in a form whose repr tells all of it, titles and words included."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return astuple(value)
+    return [_whole(each) for each in value] if isinstance(value, (list, tuple)) else value

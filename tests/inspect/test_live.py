@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from session_middleware.conformance.samples import user
-from session_middleware.inspect import live
+from session_middleware.inspect import app, live
 from session_middleware.inspect.live import Live
+from tests.support.approvals import paying
+from tests.support.sessions import carried_out
 
 FRAGMENT = (b"x-inspect-fragment", b"1")
 
@@ -34,6 +37,56 @@ async def test_changes_are_told_and_no_more(each_memory: Any, monkeypatch: Any) 
     assert told == "data: changed\n\n"
     assert (await anext(events)).startswith(":")
     await events.aclose()
+
+
+@asynccontextmanager
+async def followed(memory: Any, query: str) -> AsyncIterator[asyncio.Queue[str]]:
+    """What an open page is told: its stream of events, as the app sends it."""
+    told: asyncio.Queue[str] = asyncio.Queue()
+    headers = [(b"host", b"127.0.0.1:8000")]
+    scope = {"type": "http", "method": "GET", "path": "/events", "query_string": query.encode()}
+    scope |= {"headers": headers, "client": ("127.0.0.1", 5), "http_version": "1.1"}
+
+    async def send(message: Any) -> None:
+        assert message.get("status", 200) == 200
+        told.put_nowait(message.get("body", b"").decode())
+
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    following = asyncio.create_task(app(memory)(scope, receive, send))
+    try:
+        yield told
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [("id=s", "decision title item"), ("pending=1", "decision"), ("q=s", "title item")],
+)
+async def test_a_page_is_told_of_what_it_shows(
+    query: str, shown: str, each_memory: Any, monkeypatch: Any
+) -> None:
+    """Of a decision and a title, too, whoever made them."""
+    monkeypatch.setattr(live, "_SOONEST", 0.01)
+    monkeypatch.setattr(live, "_LATEST", 0.01)
+    monkeypatch.setattr(live, "_SIGN", 0.02)
+    await carried_out("run", paying([]), "Pay", each_memory)
+    (waiting,) = await each_memory.pending()
+    changes = {
+        "decision": each_memory.decide("s", waiting.turn, waiting.calls[0].id),
+        "title": each_memory.set_title("s", "Paying"),
+        "item": each_memory.append_to_session("s", [user("2")]),
+    }
+    async with followed(each_memory, query) as told:
+        for change, made in changes.items():
+            while change in shown and not (await told.get()).startswith(":"):
+                pass  # until it has looked since the last change
+            await made
+            while change in shown and not (await told.get()).startswith("data: changed"):
+                pass
 
 
 @pytest.mark.parametrize("pages", [1, 3])
