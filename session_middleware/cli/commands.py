@@ -5,6 +5,7 @@ A command is in the module of its subject, which is imported when the command is
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -90,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if os.environ.get(_COMPLETION):
         group.main(arguments, prog_name=_PROGRAM)  # a shell asks; click answers and exits
-    return exit_code(lambda: _run(arguments))
+    code = exit_code(lambda: _run(arguments))
+    if argv is None:
+        gc.freeze()  # at the end of the process nothing that was imported is taken apart
+    return code
 
 
 def _run(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ is one in every respect but the imports; ``tests/cli/test_cli.py`` starts some t
 from __future__ import annotations
 
 import fcntl
+import gc
 import io
 import json
 import os
@@ -172,6 +173,7 @@ def _serve(path: str) -> None:
     listening.bind(path)
     listening.listen(64)
     Path(f"{path}.ready").touch()
+    gc.freeze()  # no command takes apart what was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
     while True:
         connection, _ = listening.accept()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gc
 import itertools
 import os
 import random
@@ -397,6 +398,7 @@ def conversation(path: str) -> None:
 
 def serve() -> tuple[str, list[str]]:
     """Fork for each line of the input; returns in the children, with what they have to do."""
+    gc.freeze()  # no process takes apart what was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
     for line in sys.stdin:
         pipe, name, *arguments = ast.literal_eval(line)
