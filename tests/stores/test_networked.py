@@ -15,6 +15,7 @@ from session_middleware.conformance.samples import user
 from session_middleware.conformance.steps import acquire, end
 from session_middleware.errors import MemoryUnavailable, SessionBusy
 from tests.support.conditions import until
+from tests.support.limits import little_time
 from tests.support.postgres import make_database
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.valkey import own_prefix
@@ -149,7 +150,7 @@ async def test_a_request_that_is_carried_out_late_leaves_no_lease(
     make_memory: MakeMemory, server_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller has given up, and the server grants the lease when it comes to it."""
-    memory, other = make_memory(operation_timeout=0.5), make_memory()
+    memory, other = make_memory(), make_memory()
     await other.append_to_session("s", [user("1")])
     await memory.ping()
     end_leases, found = memory._doubtful._end, []
@@ -164,7 +165,7 @@ async def test_a_request_that_is_carried_out_late_leaves_no_lease(
         await connection.execute(
             "SELECT FROM session_middleware_session WHERE session_id = 's' FOR UPDATE"
         )
-        with pytest.raises(MemoryUnavailable):
+        with little_time(memory), pytest.raises(MemoryUnavailable):
             await acquire(memory)
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         await until(lambda: connection.fetchval(waiting))

@@ -14,6 +14,7 @@ from session_middleware import PostgresSessionMemory
 from session_middleware.conformance import MemoryConformance
 from session_middleware.memory import SessionMemory
 from session_middleware.stores.records import Item
+from tests.support.limits import little_time
 from tests.support.postgres_proxy import PostgresProxy
 
 TABLES = ("session", "turn", "run", "item", "park", "call", "tombstone", "ticket")
@@ -63,11 +64,8 @@ class TestPostgres(MemoryConformance):
 
     @contextmanager
     def unavailable(self, memory: Any) -> Iterator[None]:
-        """With a short limit: every operation is to reach it."""
-        usual, memory._server._timeout = memory._server._timeout, 0.2
-        with self.proxy.unavailable():
+        with self.proxy.unavailable(), little_time(memory):
             yield
-        memory._server._timeout = usual
 
     async def rows(self, statement: str, *arguments: object) -> list[Any]:
         connection: Any = await asyncpg.connect(self.direct)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from session_middleware.memory import SessionMemory
 from session_middleware.stores.records import Item
 from session_middleware.stores.redis import RedisSessionMemory
 from session_middleware.stores.redis.keys import Keys
+from tests.support.limits import little_time
 from tests.support.proxy import proxy_to
 from tests.support.valkey import own_prefix
 
@@ -30,7 +31,7 @@ class TestRedis(MemoryConformance):
             yield
 
     def make_memory(self) -> SessionMemory:
-        return RedisSessionMemory(self.url, key_prefix=self.prefix, lease=3, operation_timeout=1)
+        return RedisSessionMemory(self.url, key_prefix=self.prefix, lease=3)
 
     def make_peer(self, memory: SessionMemory) -> SessionMemory:
         return RedisSessionMemory(self.url, key_prefix=self.prefix, lease=3)
@@ -54,5 +55,7 @@ class TestRedis(MemoryConformance):
         keys: Any = list(self.client.scan_iter(f"{self.prefix}:*"))
         return b"".join(key + (self.client.dump(key) or b"") for key in keys)
 
-    def unavailable(self, memory: SessionMemory) -> AbstractContextManager[None]:
-        return self.proxy.refusing()
+    @contextmanager
+    def unavailable(self, memory: SessionMemory) -> Iterator[None]:
+        with self.proxy.refusing(), little_time(memory):
+            yield

@@ -402,7 +402,7 @@ async def test_replicas_confirm_what_is_written(
 ) -> None:
     """What was acknowledged is on the replica; without one, it is not acknowledged."""
     primary, replica = pair
-    memory = RedisSessionMemory(primary.url, replicas=1, operation_timeout=2)
+    memory = RedisSessionMemory(primary.url, replicas=1, operation_timeout=4)
     with replica.client() as client:
         acquired = await acquire(memory)
         await memory.append_items(acquired.lease, 1, 0, [user("1"), assistant("1")])

@@ -14,6 +14,7 @@ from session_middleware.conformance.samples import assistant, user
 from session_middleware.conformance.steps import acquire, end
 from session_middleware.errors import MemoryUnavailable, TurnLost
 from session_middleware.stores.redis import RedisSessionMemory
+from tests.support.limits import little_time
 from tests.support.under_load import append, disturbed_under_load
 from tests.support.valkey import ValkeyServer, valkey_server
 
@@ -81,10 +82,10 @@ async def test_a_stopped_server_ends_operations_at_their_limit(
     server: ValkeyServer, open_memory: Callable[..., RedisSessionMemory]
 ) -> None:
     """SIGSTOP: the connections are there and nothing answers; afterwards all goes on."""
-    memory = open_memory(operation_timeout=0.5)
+    memory = open_memory()
     acquired = await acquire(memory)
     await memory.append_items(acquired.lease, 1, 0, [user("1")])
-    with server.stopped():
+    with server.stopped(), little_time(memory, 0.5):
         for operation in (
             memory.load_session("s"),
             memory.append_to_session("t", [user("t")]),
@@ -158,11 +159,11 @@ async def test_a_read_only_server_is_waited_for(
     server: ValkeyServer, open_memory: Callable[..., RedisSessionMemory]
 ) -> None:
     """A replica is MemoryUnavailable to writers, until it is a primary."""
-    memory = open_memory(operation_timeout=0.3)
+    memory = open_memory()
     await memory.append_to_session("s", [user("1")])
     with server.client() as other:
         other.replicaof("127.0.0.1", 1)
-        with pytest.raises(MemoryUnavailable) as raised:
+        with little_time(memory), pytest.raises(MemoryUnavailable) as raised:
             await memory.append_to_session("s", [user("refused")])
         assert isinstance(raised.value.__cause__, redis.ReadOnlyError)
         other.replicaof("NO", "ONE")
@@ -174,10 +175,11 @@ async def test_no_words_are_in_an_error(
     server: ValkeyServer, open_memory: Callable[..., RedisSessionMemory]
 ) -> None:
     """A server that refuses a command says with which arguments; the error does not."""
-    memory = open_memory(operation_timeout=0.3)
+    memory = open_memory()
+    await memory.ping()
     with server.client() as other:
         other.execute_command("ACL", "SETUSER", "default", "-evalsha", "-eval")
-        with pytest.raises(MemoryUnavailable) as raised:
+        with little_time(memory), pytest.raises(MemoryUnavailable) as raised:
             await memory.append_to_session("a session", [user("a word")])
         other.execute_command("ACL", "SETUSER", "default", "+@all")
     assert "a word" not in str(raised.value)
