@@ -39,6 +39,12 @@ set_trace_processors([])
 set_tracing_disabled(True)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The default suite runs in four processes, which wait most of the time; else there is one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 4 if whole and config.option.markexpr.startswith("not ") else 0
+
+
 # --- tracing -------------------------------------------------------------------------------
 
 

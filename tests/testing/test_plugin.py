@@ -38,7 +38,8 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
 
 
 def passes(suite: pytest.Pytester, *arguments: str, **counts: int) -> pytest.RunResult:
-    result = suite.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+    plugins = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # that one takes a second
+    result = suite.runpytest_subprocess(*plugins, *arguments)
     result.assert_outcomes(**counts)
     return result
 
