@@ -6,6 +6,7 @@ Fixtures hand out fresh things and take them down; a test that wants traces asks
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -43,6 +44,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The default suite runs in four processes, which wait most of the time; else there is one."""
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return 4 if whole and config.option.markexpr.startswith("not ") else 0
+
+
+def pytest_collection_finish() -> None:
+    """No collection of garbage looks at what is there before the first test: it takes seconds."""
+    import hypothesis  # noqa: F401 - asks what refers to its objects, as long as that is told
+
+    gc.collect()
+    gc.freeze()
 
 
 # --- tracing -------------------------------------------------------------------------------

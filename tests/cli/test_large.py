@@ -21,12 +21,6 @@ ASKED = {"role": "user", "content": "hello"}
 SAID = {"role": "assistant", "content": "hi"}
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays_frozen() -> Iterator[None]:
-    yield
-    gc.unfreeze()
-
-
 def alive(*kinds: type) -> int:
     """How many objects of these classes there are."""
     return sum(isinstance(each, kinds) for each in gc.get_objects())
@@ -71,7 +65,6 @@ async def test_an_export_holds_a_page(sessions: int, turns: int, tmp_path: Path)
     """However many sessions and turns there are, no more than two pages of them are held."""
     await fill(tmp_path / "a.db", sessions, turns, 1)
     gc.collect()
-    gc.freeze()  # what there is already is not looked at
     before = alive(SessionInfo, TurnCopy)
     most = lines = 0
     async with SQLiteSessionMemory(tmp_path / "a.db") as memory:
@@ -87,7 +80,6 @@ async def test_an_import_holds_a_session(tmp_path: Path) -> None:
     """An import holds the session that it stores, and nothing of those before it."""
     await fill(tmp_path / "a.db", 50, 10, 1)
     gc.collect()
-    gc.freeze()
     before, most = alive(SessionInfo, TurnCopy), [0]
     async with SQLiteSessionMemory(tmp_path / "a.db") as memory:
         lines = [line async for line in memory.export()]

@@ -20,25 +20,41 @@ from tests.support.valkey import own_prefix
 WRITERS = 5
 TURNS = 5
 
-_WRITER = """
-import asyncio, json, sys, time
+_WRITERS = """
+import asyncio, json, os, sys, time
 from session_middleware import open_memory, session_scope
 
+URL, WRITERS, TURNS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+START, STARTED = os.pipe()
+
+def say(line):
+    os.write(1, f"{line}\\n".encode())  # at once, as the others speak there, too
+
 async def main():
-    memory = open_memory(sys.argv[1])
+    memory = open_memory(URL)
     await memory.ping()
-    print("ready", flush=True)
-    sys.stdin.readline()
+    say("ready")
+    os.read(START, 1)  # until the parent has closed its end
     waits = []
-    for number in range(int(sys.argv[2])):
+    for number in range(TURNS):
         asked = time.monotonic()
         async with session_scope("s", memory=memory, wait_timeout=100):
             waits.append((asked, time.monotonic()))
             await memory.append_to_session("s", [{"role": "user", "content": "x"}])
-    print(json.dumps(waits), flush=True)
+    say(json.dumps(waits))
     await memory.cleanup()
 
-asyncio.run(main())
+writers = []
+for _ in range(WRITERS):
+    writers.append(os.fork())
+    if writers[-1] == 0:
+        os.close(STARTED)
+        asyncio.run(main())
+        sys.exit()
+sys.stdin.readline()
+os.close(STARTED)
+for writer in writers:
+    os.waitpid(writer, 0)
 """
 
 _WAITER = """
@@ -115,14 +131,13 @@ def test_writers_take_turns(start: Callable[..., subprocess.Popen[str]]) -> None
     Once is the rule. More often, as one asks some time before its ticket is in the storage, which
     takes longer on a busy machine. Without tickets, one waits until the others are done.
     """
-    writers = [start(_WRITER, str(TURNS)) for _ in range(WRITERS)]
-    for writer in writers:
-        assert _line(writer) == "ready"
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("\n")
-        writer.stdin.flush()
-    waits = [json.loads(_line(writer)) for writer in writers]
+    writers = start(_WRITERS, str(WRITERS), str(TURNS))
+    for _ in range(WRITERS):
+        assert _line(writers) == "ready"
+    assert writers.stdin is not None
+    writers.stdin.write("\n")
+    writers.stdin.flush()
+    waits = [json.loads(_line(writers)) for _ in range(WRITERS)]
     for mine, own in enumerate(waits):
         assert len(own) == TURNS
         for asked, had in own:
