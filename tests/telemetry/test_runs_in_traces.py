@@ -216,22 +216,22 @@ async def test_nothing_that_was_said_is_traced_or_logged(
 
     @function_tool
     def look_up(name: str) -> str:
-        return "blue-4711"
+        return "blue-canary"
 
     agent = scripted_agent(
-        call("look_up", {"name": "green-4711"}), assistant("red-4711"), tools=[look_up]
+        call("look_up", {"name": "green-canary"}), assistant("red-canary"), tools=[look_up]
     )
 
     @remember
     async def chat(text: str) -> None:
         await Runner.run(agent, text)
-        raise ValueError("grey-4711")
+        raise ValueError("grey-canary")
 
     with pytest.raises(ValueError, match="grey"):
-        await chat("pink-4711", session_id="alice")
+        await chat("pink-canary", session_id="alice")
     assert len(otel.spans) > 3
     assert len(events) > 3
-    assert "4711" not in "".join(span.to_json() for span in otel.spans) + str(events)
+    assert "canary" not in "".join(span.to_json() for span in otel.spans) + str(events)
 
 
 async def test_content_is_traced_on_opt_in(

@@ -40,19 +40,19 @@ async def test_items_are_changed_in_the_storage_only(each_memory: Any, method: s
 
     def masked(item: dict[str, Any]) -> dict[str, Any]:
         if item.get("role") == "user":
-            item["content"] = item["content"].replace("4111", "****")
+            item["content"] = item["content"].replace("my card", "****")
         for part in item["content"] if item.get("role") == "assistant" else ():
-            part["text"] = part["text"].replace("4111", "****")  # in place, deep inside
+            part["text"] = part["text"].replace("my card", "****")  # in place, deep inside
         return item
 
-    agent = scripted_agent(call("look"), assistant("4111"), tools=[tool("look", lambda: "x")])
+    agent = scripted_agent(call("look"), assistant("my card"), tools=[tool("look", lambda: "x")])
     result = await carried_out(
-        method, agent, "Mine is 4111", each_memory, decoration={"redact": masked}
+        method, agent, "Mine is my card", each_memory, decoration={"redact": masked}
     )
-    assert result.final_output == "4111"
-    assert "4111" in str(model_of(agent).calls[-1].input)
-    assert "4111" in str(result.to_input_list())
-    assert "4111" not in str(await each_memory.load_session("s"))
+    assert result.final_output == "my card"
+    assert "my card" in str(model_of(agent).calls[-1].input)
+    assert "my card" in str(result.to_input_list())
+    assert "my card" not in str(await each_memory.load_session("s"))
     assert await stored(each_memory) == "U C O A"
     assert [turn.output_text for turn in await each_memory.turns("s")] == ["****"]
 
