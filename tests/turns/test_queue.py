@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -273,6 +274,51 @@ def test_threads_with_loops_of_their_own(each_memory: Any, do: Any) -> None:
         thread.join()
     assert (most, sorted(came)) == (1, list(range(6)))
     assert do(states(each_memory)) == ["completed"] * 6
+
+
+@pytest.mark.parametrize("moment", ["_grant", "_give_up"])
+def test_two_loops_at_the_same_moment(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loops let a waiter in, or turn one away, each while the other does: both come through."""
+    memory = InMemorySessionMemory()
+    both, come = threading.Barrier(2), getattr(queue, moment)
+    outcomes: list[str] = []
+
+    def at_once(granted: Any) -> None:
+        both.wait(60)
+        come(granted)
+
+    def waits(session_id: str) -> bool:
+        return any(line.waiters for (_, own), line in [*queue._queues.items()] if own == session_id)
+
+    async def two(session_id: str) -> None:
+        """A turn, and one that waits for it."""
+        async with session_scope(session_id, memory=memory):
+            patience = 0.01 if moment == "_give_up" else 60
+            elsewhere = contextvars.Context()  # not within this turn
+            waiting = asyncio.create_task(one(session_id, patience), context=elsewhere)
+            if moment == "_give_up":
+                await waiting
+            else:
+                await until(lambda: waits(session_id))
+        await waiting
+
+    async def one(session_id: str, patience: float) -> None:
+        try:
+            async with session_scope(session_id, memory=memory, wait_timeout=patience):
+                outcomes.append("_grant")
+        except SessionBusy:
+            outcomes.append("_give_up")
+
+    monkeypatch.setattr(queue, moment, at_once)
+    threads = [
+        threading.Thread(target=asyncio.run, args=(asyncio.wait_for(two(name), 60),), daemon=True)
+        for name in ("a", "b")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == [moment] * 2
 
 
 async def test_two_turns_that_wait_for_each_other(each_memory: Any) -> None:
