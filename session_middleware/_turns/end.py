@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 async def end_quietly(turn: ActiveTurn) -> None:
     """End the turn where an error has nobody to hear it; telemetry does."""
-    try:
+    with suppress(Exception):
         await turn.end()
-    except Exception as error:
-        turn.telemetry.event("save_failed", error_type=type(error).__name__)
 
 
 async def end(turn: ActiveTurn) -> None:
@@ -39,6 +37,8 @@ async def end(turn: ActiveTurn) -> None:
             record = await _write(turn, record, turn.lease)
     except BaseException as error:
         failure = error
+        if isinstance(error, Exception) and not isinstance(error, TurnLost):
+            turn.session.report("save_failed", error)
         raise
     finally:
         queue.leave(turn.place, turn)
@@ -102,6 +102,7 @@ async def _write(turn: ActiveTurn, record: TurnEnd, lease: Lease) -> TurnEnd:
     """Write the record and the items that are still to be stored; returns what was written."""
     turn.session.buffer.withdraw()
     items = turn.session.storable(await turn.session.buffer.drain())
+    leaves_items = record.discard and bool(items or turn.tracker.stored)  # where the end fails
     if record.discard:
         items = []
     try:
@@ -117,11 +118,11 @@ async def _write(turn: ActiveTurn, record: TurnEnd, lease: Lease) -> TurnEnd:
     except Exception as error:
         if items:
             return await _end_without(turn, items, error)
-        # Nothing but the record may be missing. Somebody relies on it only if it is durable.
-        needed = record.durable and turn.options.on_unavailable == "raise"
+        # Else only the record is missing, and somebody relies on it only if it is durable.
+        needed = (record.durable or leaves_items) and turn.options.on_unavailable == "raise"
         if needed or not isinstance(error, MemoryUnavailable):
             raise
-        turn.telemetry.event("save_failed", error_type=type(error.__cause__ or error).__name__)
+        turn.session.report("save_failed", error)
     return record
 
 

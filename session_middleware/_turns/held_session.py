@@ -53,7 +53,7 @@ class HeldSession:
         self.lease: Lease | None = None
         self.waited: float | None = None
         self.forgotten = False
-        self.unavailable: MemoryUnavailable | None = None
+        self.unavailable: Exception | None = None
 
     def report_trace(self, trace: tuple[str, str | None] | None) -> None:
         """A run belongs to that SDK trace (its id and group id)."""
@@ -218,10 +218,14 @@ class HeldSession:
 
     def forgets(self, event: str, error: MemoryUnavailable) -> bool:
         """Whether the turn goes on without memory from here on; reported either way."""
-        if error is not self.unavailable:
-            self.unavailable = error
-            self.telemetry.event(event, error_type=type(error.__cause__ or error).__name__)
+        self.report(event, error)
         if self.options.on_unavailable != "forget":
             return False
         self.forgotten = True
         return True
+
+    def report(self, event: str, error: Exception) -> None:
+        """Log that the memory failed, once for each error."""
+        if error is not self.unavailable:
+            self.unavailable = error
+            self.telemetry.event(event, error_type=type(error.__cause__ or error).__name__)

@@ -8,8 +8,8 @@ where it happens allows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from session_middleware import _background, _sdk
@@ -154,10 +154,11 @@ class Participant:
     def _leave_blocking(self, error: BaseException | None) -> None:
         turn = self.turn
         if turn.members.leave(error, owner=self._owner):
-            _background.wait(turn.end() if error is None else turn.end_quietly())
+            with _telling(error):
+                _background.wait(turn.end())
             return
         if turn.session.buffer and not loop_is_running():  # whoever stores may need this loop
-            with suppress(*([Exception] if error is not None else [])):
+            with _telling(error):
                 _background.wait(turn.session.flush())
         turn.expiry.wait_blocking()
         if error is None:
@@ -195,9 +196,20 @@ def _check_key(turn: ActiveTurn, key: str | None) -> None:
 
 
 async def _finish(work: Awaitable[None], error: BaseException | None) -> None:
-    """Await ``work`` whatever happens; what goes wrong is heard where there is no error yet."""
+    """Await ``work`` whatever happens; what goes wrong is told as ``_telling`` says."""
     done, cancelled = await _background.run_shielded(work)
-    if error is None:
-        if cancelled is not None:
-            raise cancelled
+    if error is None and cancelled is not None:
+        raise cancelled
+    with _telling(error):
         done.result()
+
+
+@contextmanager
+def _telling(error: BaseException | None) -> Iterator[None]:
+    """Raise what goes wrong in the block, or note it with the error that there is already."""
+    try:
+        yield
+    except Exception as failure:
+        if error is None:
+            raise
+        error.add_note(f"What this turn did last could not be stored: {failure}")

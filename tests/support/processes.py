@@ -27,6 +27,7 @@ from typing import Any
 from agents import Runner, set_tracing_disabled
 
 from session_middleware import (
+    MemoryUnavailable,
     SessionMemoryError,
     SQLiteSessionMemory,
     TurnInProgress,
@@ -379,10 +380,12 @@ def conversation(path: str) -> None:
     async def discarded() -> None:
         failing = noting_agent(effects)
         failing.model = _Failing()
-        with suppress(ConnectionError):
-            await remembered(Runner.run, on_failure="discard")(
-                failing, "discarded", session_id="discarded"
-            )
+        run = remembered(Runner.run, on_failure="discard")
+        try:
+            await run(failing, "discarded", session_id="discarded")
+        except ConnectionError as error:
+            if hasattr(error, "__notes__"):  # what was to be discarded is still there
+                raise MemoryUnavailable("it was not discarded") from error
 
     async def main() -> None:
         for part in (whole, streamed, retried, approved, discarded):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from agents.testing import ModelStep
 
-from session_middleware import InMemorySessionMemory, MemoryUnavailable
+from session_middleware import InMemorySessionMemory, MemoryUnavailable, with_session_memory
 from session_middleware.testing.models import assistant, call, local_agent, scripted_agent
 from tests.support.sessions import METHODS, carried_out, free, stored, tool
 
@@ -80,3 +81,29 @@ async def test_a_forgotten_run_stores_nothing_later() -> None:
     assert await stored(memory) == ""
     (record,) = await memory.turns("s")
     assert (record.state, record.error_type) == ("completed", "MemoryUnavailable")
+
+
+@both_ways
+async def test_what_cannot_be_discarded(method: str) -> None:
+    """The error of the run is told, with a note that what its turn did is still there."""
+    memory = Failing("end_turn")
+    failing = ModelStep.raise_error(LookupError("no model"))
+    agent = scripted_agent(call("noop"), failing, tools=[tool("noop", lambda: "x")])
+    with pytest.raises(LookupError) as raised:
+        await carried_out(method, agent, "Hi", memory, decoration={"on_failure": "discard"})
+    (note,) = raised.value.__notes__
+    assert note == "What this turn did last could not be stored: the storage does not answer"
+    assert await stored(memory) == "U C O"
+
+
+async def test_nothing_to_discard() -> None:
+    """Where the turn has stored nothing there is nothing to tell besides its error."""
+    memory = Failing("end_turn")
+
+    @with_session_memory(memory=memory, on_failure="discard")
+    async def fails() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError) as raised:
+        await fails(session_id="s")
+    assert not hasattr(raised.value, "__notes__")
