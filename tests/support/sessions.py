@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from agents import FunctionTool, Runner, function_tool
@@ -113,3 +113,31 @@ def own_loop() -> Iterator[Callable[[Awaitable[Any]], Any]]:
         loop.run_until_complete(loop.shutdown_asyncgens())
         asyncio.set_event_loop(None)
         loop.close()
+
+
+@asynccontextmanager
+async def held(
+    memory: Any, inside: Callable[[int], Awaitable[Any]] | None = None
+) -> AsyncIterator[asyncio.Event]:
+    """The session is held by a turn of another task, which goes on until the block ends.
+
+    ``inside`` is called in that turn when the event is set that the block is given.
+    """
+    is_held, goes_on, may_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with session_scope("s", memory=memory):
+            is_held.set()
+            if inside is not None:
+                await goes_on.wait()
+                await inside(0)
+            await may_go.wait()
+
+    holding = asyncio.create_task(hold())
+    await is_held.wait()
+    try:
+        yield goes_on
+    finally:
+        goes_on.set()
+        may_go.set()
+        await holding

@@ -22,6 +22,7 @@ from session_middleware import (
 from session_middleware._turns import approach, queue
 from session_middleware.testing.models import local_agent
 from tests.support.conditions import until
+from tests.support.sessions import held
 
 MANY = 600
 FEW = approach._CROWD + 2
@@ -105,32 +106,6 @@ FORMS = (a_scope, a_function, a_generator, a_finishing_generator, a_run, an_inst
 def came_in() -> int:
     """How many calls wait in the queue, for whatever session."""
     return sum(len(line.waiters) for line in queue._queues.values())
-
-
-@asynccontextmanager
-async def held(memory: Any, inside: Call | None = None) -> AsyncIterator[asyncio.Event]:
-    """The session is held by a turn of another task, which goes on until the block ends.
-
-    ``inside`` is called in that turn when the event is set that the block is given.
-    """
-    is_held, goes_on, may_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def hold() -> None:
-        async with session_scope("s", memory=memory):
-            is_held.set()
-            if inside is not None:
-                await goes_on.wait()
-                await inside(0)
-            await may_go.wait()
-
-    holding = asyncio.create_task(hold())
-    await is_held.wait()
-    try:
-        yield goes_on
-    finally:
-        goes_on.set()
-        may_go.set()
-        await holding
 
 
 @asynccontextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +18,7 @@ from tests.support.sessions import (
     carried_out,
     consumed,
     counted,
+    held,
     run_by,
     states,
     stored,
@@ -44,25 +43,6 @@ def nothing_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         return before(work)
 
     monkeypatch.setattr(_background, "wait", wait)
-
-
-@asynccontextmanager
-async def held(memory: Any, session_id: str = "s") -> AsyncIterator[None]:
-    """Another task's turn holds the session for this block."""
-    is_held, may_go = asyncio.Event(), asyncio.Event()
-
-    async def hold() -> None:
-        async with session_scope(session_id, memory=memory):
-            is_held.set()
-            await may_go.wait()
-
-    holding = asyncio.create_task(hold())
-    await is_held.wait()
-    try:
-        yield
-    finally:
-        may_go.set()
-        await holding
 
 
 def start(agent: Any, given: Any, memory: Any, **options: Any) -> Any:
