@@ -206,10 +206,11 @@ async def _finish(work: Awaitable[None], error: BaseException | None) -> None:
 
 @contextmanager
 def _telling(error: BaseException | None) -> Iterator[None]:
-    """Raise what goes wrong in the block, or note it with the error that there is already."""
+    """Raise what goes wrong in the block; an error of another kind that is there gets a note."""
     try:
         yield
     except Exception as failure:
         if error is None:
             raise
-        error.add_note(f"What this turn did last could not be stored: {failure}")
+        if type(failure) is not type(error):
+            error.add_note(f"What this turn did last could not be stored: {failure}")
