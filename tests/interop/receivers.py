@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.interop.environments import python_with
+from tests.support.ports import free_port
 
 STARTS_WITHIN = 300.0  # seconds; the first start of a new installation takes its time
 
@@ -53,14 +53,6 @@ class Receiver:
     sessions: Callable[[], dict[str, SessionSeen]]
     headers: str = ""
     kinds: Callable[[], dict[str, set[str]]] = field(default=lambda: {})
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def ask(url: str, body: Any = None) -> Any:

@@ -21,7 +21,8 @@ from typing import Any
 
 from tests.interop.environments import python_with
 from tests.support.child_processes import children_of, end_with_parent, is_alive
-from tests.support.postgres import USER, free_port, programs, warden
+from tests.support.ports import free_port
+from tests.support.postgres import USER, programs, warden
 
 _PATIENCE = 180.0  # seconds; a standby is copied from its leader
 _TTL = 20  # seconds until the others see that a leader is dead, the least Patroni takes

@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.child_processes import children_of, is_alive
+from tests.support.ports import free_port
 
 URL_IN_ENVIRONMENT = "TEST_POSTGRES_URL"
 """Points the tests at another server, whose user may create databases."""
@@ -210,13 +210,6 @@ def _packages() -> Path:
     return Path(found.origin).parents[1]
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
@@ -248,7 +241,6 @@ __all__ = [
     "URL_IN_ENVIRONMENT",
     "USER",
     "PostgresServer",
-    "free_port",
     "make_database",
     "programs",
     "warden",

@@ -10,7 +10,6 @@ import itertools
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,14 +20,9 @@ from pathlib import Path
 import redis
 
 from tests.support.child_processes import end_with_parent
+from tests.support.ports import free_port
 
 PATIENCE = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ValkeyServer:

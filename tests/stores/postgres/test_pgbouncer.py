@@ -19,7 +19,7 @@ from session_middleware.conformance import MemoryConformance
 from session_middleware.conformance.samples import assistant, user
 from session_middleware.memory import SessionMemory
 from tests.support.conditions import until
-from tests.support.postgres import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.interop
 
