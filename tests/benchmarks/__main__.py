@@ -20,7 +20,7 @@ from typing import Any
 
 from agents import set_trace_processors, set_tracing_disabled
 
-from . import pace, page, redis_server, runs, scale, stalls, throughput
+from . import pace, page, runs, scale, servers, stalls, throughput
 from .measuring import Row
 
 MEASUREMENTS: dict[str, Callable[[Path, bool], Coroutine[Any, Any, list[Row]]]] = {
@@ -39,7 +39,8 @@ MEASUREMENTS: dict[str, Callable[[Path, bool], Coroutine[Any, Any, list[Row]]]] 
     "many": scale.many_sessions,
     "syncs": scale.syncs_of_a_run,
     "import": scale.importing,
-    "redis": redis_server.beside_redis_session,
+    "postgres": servers.beside_sqlalchemy_session,
+    "redis": servers.beside_redis_session,
 }
 DRAWN = ("runs", "load-append", "load-1000")
 
