@@ -118,7 +118,7 @@ async def _write(turn: ActiveTurn, record: TurnEnd, lease: Lease) -> TurnEnd:
     except Exception as error:
         if items:
             return await _end_without(turn, items, error)
-        # Else only the record is missing, and somebody relies on it only if it is durable.
+        # Where no items are left behind, only the record is missing: it matters if it is durable.
         needed = (record.durable or leaves_items) and turn.options.on_unavailable == "raise"
         if needed or not isinstance(error, MemoryUnavailable):
             raise

@@ -55,7 +55,7 @@ async def probed() -> AsyncIterator[Probe]:
     await asyncio.sleep(0)
     try:
         yield probe
-        await asyncio.sleep(2 * PAUSE)
+        await asyncio.sleep(2 * PAUSE)  # until the probe has looked after the last piece
     finally:
         gc.enable()
         looking.cancel()
@@ -128,7 +128,7 @@ async def _handed_on(memory: SQLiteSessionMemory, waiters: int) -> Probe:
             tasks.append(asyncio.ensure_future(wait()))
             if number % 20 == 0:
                 await asyncio.sleep(0)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # off the clock: what was started has come to rest
         async with probed() as probe:
             await held.aclose()
             await enough.wait()

@@ -72,7 +72,7 @@ class Service:
                 await self.turn(session_id)
                 with contextlib.suppress(MemoryUnavailable):
                     await self.memory.clear_session(session_id)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.5)  # the rate of the load
 
         await asyncio.gather(*(one(f"s{number}") for number in range(SESSIONS)))
 

@@ -245,13 +245,19 @@ async def gathered(s: Situation) -> None:
     """
 )
 async def nested_in_the_same_session(s: Situation) -> None:
+    await _nested(s, "s")
+
+
+async def _nested(s: Situation, session_id: str) -> None:
+    """A function of session "s" calls one of that session, which makes a run."""
+
     @s.remember
     async def inner() -> None:
         await Runner.run(local_agent(), "Hi")
 
     @s.remember
     async def outer() -> None:
-        await inner(session_id="s")
+        await inner(session_id=session_id)
 
     await outer(session_id="s")
 
@@ -275,15 +281,7 @@ async def nested_in_the_same_session(s: Situation) -> None:
     """
 )
 async def nested_in_another_session(s: Situation) -> None:
-    @s.remember
-    async def inner() -> None:
-        await Runner.run(local_agent(), "Hi")
-
-    @s.remember
-    async def outer() -> None:
-        await inner(session_id="other")
-
-    await outer(session_id="s")
+    await _nested(s, "other")
 
 
 @tells(
