@@ -71,10 +71,11 @@ async def test_a_page_of_a_prefix_is_found_by_the_ids(memory: Any, psql: Any) ->
     """The sessions of one user may be few among many newer ones."""
     for name in ("a:1", "a:2", "b:1"):
         await memory.append_to_session(name, [user("1")])
-    statement, arguments = managing.page(SessionQuery("a:"))
-    steps = await plan(psql, statement, *arguments)
-    assert any("using session_middleware_session_pkey " in step for step in steps)
-    assert not any("session_by_update" in step for step in steps)
+    for prefix in ("a:", "other 1"):  # the server takes the latter for many, and looks by id, too
+        statement, arguments = managing.page(SessionQuery(prefix, limit=1))
+        steps = await plan(psql, statement, *arguments)
+        assert any("session_middleware_session_pkey " in step for step in steps)
+        assert not any("session_by_update" in step for step in steps)
     assert [info.session_id for info in await memory.sessions("a:")] == ["a:2", "a:1"]
 
 
