@@ -17,8 +17,8 @@ from session_middleware.stores.items import decode_items, decode_joined
 from session_middleware.stores.records import Item
 from session_middleware.stores.sqlite.group import Steps
 
-PIECE = 2**17
-"""Bytes of JSON that are decoded in one step, which takes some milliseconds."""
+PIECE = 2**18
+"""Bytes of JSON that are decoded in one step, which takes a millisecond or two."""
 
 
 def decode_text(text: bytes | None, count: int, lengths: str | None) -> Steps[list[Item] | None]:

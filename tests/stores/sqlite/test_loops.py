@@ -107,7 +107,7 @@ async def test_a_large_history_is_saved_and_loaded_without_a_stall(memory, monke
     assert not turns.stalled
     _, turns = await watched(memory.append_to_session("b", history))
     assert not turns.stalled
-    assert len(pieces) > 50
+    assert len(pieces) > 20
     assert max(pieces) <= decoding.PIECE
 
 
