@@ -20,7 +20,6 @@ from session_middleware import (
     session_scope,
 )
 from session_middleware.effects import UNKNOWN_TEXT
-from session_middleware.stores.sqlite import flushes
 from session_middleware.testing.models import assistant, call, calls, model_of, scripted_agent
 from tests.support.sessions import METHODS, carried_out
 
@@ -391,11 +390,8 @@ async def test_a_model_that_fails_after_its_tools_does_not_run_them_again() -> N
     assert (len(card.told), await outputs(memory)) == (1, ["charged 5"])
 
 
-async def test_the_journal_costs_one_flush_for_each_response_with_calls(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_journal_costs_one_flush_for_each_response_with_calls(tmp_path: Any) -> None:
     """And only where the turn has a key; a run that calls no tool writes no journal."""
-    monkeypatch.setattr(flushes, "_DELAY", 3600)  # no flush of an input that takes its time
     flushed = {}
     async with SQLiteSessionMemory(tmp_path / "chat.db") as memory:
         await carried_out("run", scripted_agent(assistant("warm")), "Hi", memory)

@@ -65,7 +65,8 @@ _GRANT_AND_TOUCH = f"""
         created_at = coalesce(created_at, {NOW}), updated_at = {NOW}
     WHERE key = ?7
 """  # noqa: S608 - of a constant
-_NEXT_FENCE = "UPDATE fence SET last = last + 1 WHERE key = 1 RETURNING last"
+# A power failure may take the newest fences that were granted: those after it are larger still.
+_NEXT_FENCE = "UPDATE fence SET last = max(last + 1, ?) WHERE key = 1 RETURNING last"
 _RENEW = """
     UPDATE session SET lease_until = ?, lease_clock = ? FROM json_each(?) AS held
     WHERE session.key = CAST(held.key AS INTEGER) AND token = held.value
@@ -173,7 +174,7 @@ def acquire(
     grant = _GRANT if new is None else _GRANT_AND_TOUCH
     ends = (now.wall + lease, lease, now.machine + lease, now.boot)
     connection.execute(grant, (token, turn, *ends, key))
-    ((fence,),) = connection.execute(_NEXT_FENCE).fetchall()
+    ((fence,),) = connection.execute(_NEXT_FENCE, (int(now.wall * 1_000_000),)).fetchall()
     runs = [] if begins else connection.execute(_RUNS, (key, turn)).fetchall()
     loading = None
     if begins and request.read is not None:

@@ -46,13 +46,14 @@ from session_middleware.stores.sqlite.group import (
     deliver,
     run_members,
 )
-from session_middleware.stores.sqlite.spare_time import SpareTime
 from session_middleware.stores.sqlite.waiting import Waiting
 from session_middleware.stores.sqlite.wal import WriteAheadLog
 
 T = TypeVar("T")
 
 _STARTS = 4
+IDLE = 5.0
+"""Seconds after which the log of a file that nobody writes to is emptied."""
 
 
 class ConnectionQueue:
@@ -100,7 +101,6 @@ class ConnectionQueue:
         self.check = check
         self.counts = Counts()
         self._waiting = Waiting(path, timeout)
-        self._spare_time = SpareTime(file, log, timeout, self.counts)
         self._forget()
 
     def _forget(self) -> None:
@@ -186,7 +186,7 @@ class ConnectionQueue:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing waits or runs, and no flush is owed."""
+        """Whether nothing waits or runs."""
         return self._waiting.idle or not self.draining
 
     # --- the background loop ---------------------------------------------------------------
@@ -328,8 +328,7 @@ class ConnectionQueue:
         self, connection: GroupConnection, group: Sequence[Member[Any]]
     ) -> sqlite3.Error | None:
         """Run and commit the group and settle it, or return what another process holds up."""
-        owed = self.flushes.due is not None
-        full = self.flushes.needed(group)
+        full = any(member.durability is Durability.FLUSHED for member in group)
         changes = connection.total_changes
         try:
             self._check_file()
@@ -338,8 +337,9 @@ class ConnectionQueue:
                 connection.execute("ROLLBACK")
                 connection.execute(self._begin)
                 run_members(connection, group, apart=True)
-            if full and owed:
-                connection.execute(self._flush)
+            changed = connection.total_changes - changes
+            if full and self.flushes.owed and not changed:
+                connection.execute(self._flush)  # SQLite flushes for no commit that writes nothing
             began = time.monotonic()
             connection.execute("COMMIT")
             log_size = 0 if self._file is None else self._file.check_with_log()
@@ -355,15 +355,13 @@ class ConnectionQueue:
                 self._broken = False
             self._settle(group, error)
             return None
-        changed = connection.total_changes - changes
-        flushed = full and (owed or changed > 0)
-        if flushed:
+        if full and (changed or self.flushes.owed):
             self.flushes.made(time.monotonic() - began)
-        elif not full:
-            self.flushes.spared(group)
+            self.counts.synced += 1
+        elif changed:
+            self.flushes.owed = True
         self.counts.groups += 1
         self.counts.members += len(group)
-        self.counts.synced += flushed
         self._settle_when_finished(group)
         self._tend_log(connection, changed, log_size)
         return None
@@ -411,13 +409,14 @@ class ConnectionQueue:
         turns the first end before the last begin, and none of them takes longer. On a slow disk
         all turns share each flush instead.
         """
-        late = False
-        if waits:
-            idle = self.flushes.owed is None
-            late = self._waiting.wait(self._spare_time.seconds(self.flushes), idle=idle)
-            late = late or (self._waiting.closed and not idle)
+        log = self._log
+        late = waits and self._waiting.wait(IDLE if log is not None and log.used else None)
         group = self._waiting.take(admit=None if self.flushes.slow else _STARTS)
-        return group if group or not late else [*self._spare_time.work(self.flushes)]
+        if log is not None and late and not group:
+            deadline = time.monotonic() + self._timeout
+            work = Member(log.empty_or_erase, Durability.UNFLUSHED, deadline, None, alone=True)
+            return [work]
+        return group
 
     def _give_up(self) -> list[Member[Any]]:
         """Everything that waits; the drain is over."""

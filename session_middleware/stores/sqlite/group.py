@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum
 from types import GeneratorType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,17 +24,15 @@ Steps = Generator[None, None, T]
 """Work without the connection, in steps of a few milliseconds, and what it comes to."""
 
 
-class Durability(IntEnum):
-    """What a power failure may take of a write that was reported as done; a higher one, less.
+class Durability(Enum):
+    """What a power failure may take of a write that was reported as done.
 
-    The death of the process takes nothing of any of them.
+    The death of the process takes nothing of either.
     """
 
-    UNFLUSHED = 0
-    """The write, until something else is flushed."""
-    FLUSHED_LATER = 1
-    """The write, for a moment: the next flushed commit has it, or one that nobody waits for."""
-    FLUSHED = 2
+    UNFLUSHED = "unflushed"
+    """The write, until another commit is flushed."""
+    FLUSHED = "flushed"
     """Nothing: the commit is flushed to the disk before the write is reported as done."""
 
 
@@ -55,11 +53,6 @@ class Member(Generic[T]):
     result: T | None = None
     error: BaseException | None = None
     steps: Steps[T] | None = None
-
-    @property
-    def flushed_later(self) -> bool:
-        """Whether it was written, and must be flushed by a later commit."""
-        return self.durability is Durability.FLUSHED_LATER and self.error is None
 
     def keep(self, result: Any) -> None:
         """Keep what the function returned."""

@@ -151,8 +151,7 @@ class SQLiteSessionMemory(ManagedFile):
         check_session_id(request.session_id)
         self._expiry.begin()
         work = partial(leasing.acquire, request=request, lease=self.lease_seconds)
-        later = Durability.FLUSHED_LATER if request.input is not None else Durability.UNFLUSHED
-        outcome = self._database.writes.submit(work, min(self._durability, later), throttled=True)
+        outcome = self._database.writes.submit(work, throttled=True)
         try:
             granted = await outcome
         except DuplicateTurn as duplicate:

@@ -24,7 +24,7 @@ class Waiting:
 
     Attributes:
         draining: the connection's thread takes, or is about to begin with it.
-        idle: it waits for a first member, with nothing else to do.
+        idle: it waits for a first member.
         closed: nothing is added any more.
     """
 
@@ -65,20 +65,18 @@ class Waiting:
             self.idle = False
             self._arrival.notify()
 
-    def wait(self, seconds: float | None, *, idle: bool) -> bool:
+    def wait(self, seconds: float | None) -> bool:
         """Wait for a first member; returns whether none came in that time.
 
         A queue that is closed with nothing left in it is drained by nobody from here on.
 
         Args:
             seconds: for how long; None: for ever.
-            idle: the connection has nothing to do when the time is over, or something that
-                nobody waits for.
         """
         with self._arrival:
             came = True
             if not (self._members or self._throttled or self.closed or self._interrupted):
-                self.idle = idle
+                self.idle = True
                 came = self._arrival.wait(seconds)
                 self.idle = False
             self._interrupted = False

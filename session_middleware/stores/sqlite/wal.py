@@ -58,14 +58,6 @@ class WriteAheadLog:
         self.used = False
         self.holds_deleted = False
 
-    def flush(self) -> None:
-        """Flush what was committed to the log, without a commit of its own.
-
-        Raises:
-            OSError: the disk does not take it.
-        """
-        _flush(self._path)
-
     # --- kept short ------------------------------------------------------------------------
 
     def tend(self, connection: sqlite3.Connection, changes: int, size: int) -> None:

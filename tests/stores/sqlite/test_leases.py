@@ -193,6 +193,23 @@ async def test_a_token_is_worth_nothing_in_a_session_that_was_made_anew(memory):
 # --- the end ---------------------------------------------------------------------------------
 
 
+async def test_fences_are_larger_than_those_that_a_power_failure_took(memory, other_process):
+    """The newest ones may be in no commit that was flushed, and known to a tool's own storage."""
+    granted = [(await memory.acquire(request_for(f"s{at}"))).lease.fence for at in range(3)]
+    other_process.execute("UPDATE fence SET last = ?", (granted[0],))
+    after = [(await memory.acquire(request_for(f"t{at}"))).lease.fence for at in range(3)]
+    assert [*granted, *after] == sorted({*granted, *after})
+
+
+async def test_fences_grow_where_the_clock_was_set_back(memory, other_process):
+    """They count on from the last one then."""
+    ahead = 2**53
+    await memory.ping()
+    other_process.execute("UPDATE fence SET last = ?", (ahead,))
+    granted = [(await memory.acquire(request_for(f"s{at}"))).lease.fence for at in range(2)]
+    assert granted == [ahead + 1, ahead + 2]
+
+
 async def test_cleanup_frees_what_it_held_and_closes(path):
     """After cleanup the session is free at once, and everything is MemoryClosed."""
     memory = SQLiteSessionMemory(path)

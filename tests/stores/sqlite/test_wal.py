@@ -13,7 +13,7 @@ import pytest
 
 from session_middleware.errors import MemoryUnavailable
 from session_middleware.stores.records import TurnEnd
-from session_middleware.stores.sqlite import SQLiteSessionMemory, spare_time, wal
+from session_middleware.stores.sqlite import SQLiteSessionMemory, connection, wal
 from tests.support.conditions import until
 from tests.support.requests import completed, request_for, user
 
@@ -97,7 +97,7 @@ async def discard(memory: SQLiteSessionMemory) -> None:
 @pytest.mark.parametrize("remove", [pop, discard])
 async def test_removed_words_are_gone_when_the_memory_is_idle(memory, path, monkeypatch, remove):
     """What pop and a discarded turn remove is overwritten once nothing is written for a while."""
-    monkeypatch.setattr(spare_time, "IDLE", 0.05)
+    monkeypatch.setattr(connection, "IDLE", 0.05)
     await tell(memory)
     await remove(memory)
     await until(lambda: WORD.encode() not in bytes_of(path))
@@ -107,7 +107,7 @@ async def test_removed_words_are_gone_when_the_memory_is_idle(memory, path, monk
 
 async def test_popping_takes_the_answer_out_of_the_record(memory, path, monkeypatch):
     """The answer of a turn whose newest item is popped is neither in its record nor in a byte."""
-    monkeypatch.setattr(spare_time, "IDLE", 0.05)
+    monkeypatch.setattr(connection, "IDLE", 0.05)
     lease = (await memory.acquire(request_for())).lease
     await memory.append_items(lease, 1, 0, [user("Hi"), {"role": "assistant", "content": WORD}])
     await memory.end_turn(lease, completed(output_text=WORD))
@@ -157,7 +157,7 @@ async def test_a_reader_that_ends_lets_the_caller_go_on(memory, path, other_proc
 
 async def test_a_cancelled_clear_is_a_clear(memory, path, other_process, monkeypatch):
     """Whoever is cancelled while waiting has deleted all the same; the words go when it is idle."""
-    monkeypatch.setattr(spare_time, "IDLE", 0.05)
+    monkeypatch.setattr(connection, "IDLE", 0.05)
     await tell(memory)
     other_process.execute("BEGIN")
     other_process.execute("SELECT count(*) FROM session").fetchone()
@@ -222,7 +222,7 @@ async def test_the_log_is_moved_after_many_rows(memory, path, monkeypatch):
 
 async def test_an_idle_memory_has_an_empty_log(memory, path, monkeypatch):
     """Some seconds after the last write the log is moved into the database and cut."""
-    monkeypatch.setattr(spare_time, "IDLE", 0.05)
+    monkeypatch.setattr(connection, "IDLE", 0.05)
     await memory.append_to_session("a", [user("1")])
     await until(lambda: size_of_log(path) == 0)
     await memory.append_to_session("a", [user("2")])
