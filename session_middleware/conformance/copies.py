@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -177,11 +178,13 @@ class CopyTests(TurnTests):
         """A store outside that refuses a stale writer is right after a move as well."""
         await one_turn(turns, [user("1")])
         lines = await lines_of(turns, "s")
-        raised = [line.replace('"fence": ', '"fence": 10000000') for line in lines]
+        (fence,) = {int(found) for found in re.findall('"fence": ([0-9]+)', "".join(lines))}
+        ahead = fence + 10_000_000_000_000
+        raised = [line.replace(f'"fence": {fence}', f'"fence": {ahead}') for line in lines]
         await turns.import_(raised, replace=True)
         await turns.delete("s")
         assert await turns.import_(raised) == 1
-        assert (await acquire(turns, "other")).lease.fence > 10_000_000
+        assert (await acquire(turns, "other")).lease.fence > ahead
 
     @given_turns
     @needs(MANAGE)
