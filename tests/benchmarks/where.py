@@ -4,20 +4,23 @@ python -m tests.benchmarks.where
 
 The list is the memory of the process and nothing more, so what it adds is the SDK's own work on a
 history: no session can add less. Steps are timed from call to answer, in the same process and in
-turns; medians in ms.
+turns; medians in ms. Processor time is told apart by thread, and the calls of Python and C in the
+thread of the loop are counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import functools
 import gc
+import pstats
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time, thread_time
 from typing import Any
 
 from agents import Runner, SQLiteSession, set_trace_processors, set_tracing_disabled
@@ -31,6 +34,11 @@ from .subjects import history as items_of
 
 SESSIONS, SHARED_ROUNDS = 64, 10
 ROUNDS = {0: 200, 100: 100, 1_000: 30}
+PACES = {0.0: 200, 0.3: 40}
+COUNTED = 20
+
+Runs = dict[str, Callable[[], Awaitable[Any]]]
+"""The run of each contender."""
 
 STEPS: list[tuple[str, Any, str]] = [
     ("SQLiteSession.get_items", SQLiteSession, "get_items"),
@@ -80,33 +88,53 @@ def _timing(step: Callable[..., Any], took: list[float]) -> Callable[..., Any]:
     return awaited
 
 
-async def measure(folder: Path, length: int) -> dict[str, float]:
-    """What runs on a history of that length gain, and the steps of which."""
-    agent = null_agent()
+@asynccontextmanager
+async def contenders(
+    folder: Path, length: int, seconds: float = 0.0
+) -> AsyncIterator[tuple[Runs, Callable[[str], Awaitable[None]]]]:
+    """A run of each on a history of that length, and what takes back what a run has stored.
+
+    Args:
+        seconds: how long the model takes.
+    """
+    agent = null_agent(seconds)
     ours, sdk = Ours(folder), SDKSQLite(folder)
-    keepers = {"ours": ours.keeper(f"{length}"), "SQLiteSession": sdk.keeper(f"{length}")}
+    session_id = f"{length} {seconds}"
+    keepers = {"ours": ours.keeper(session_id), "SQLiteSession": sdk.keeper(session_id)}
     given = items_of(length)
     for keeper in keepers.values():
         if given:
             await keeper.append(given)
-    runs: dict[str, Callable[[], Awaitable[Any]]] = {
-        "no session": lambda: Runner.run(agent, QUESTION),
-        "list": lambda: Runner.run(agent, QUESTION, session=ListSession(given)),
-        **{name: functools.partial(keepers[name].run, agent, QUESTION) for name in keepers},
-    }
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    steps: dict[str, list[float]] = {}
-    for _ in range(ROUNDS[length]):
-        for name, run in runs.items():
-            with timed(steps):
-                began = perf_counter()
-                await run()
-                took[name].append((perf_counter() - began) * 1000)
-            if name in keepers:
-                await keepers[name].pop()
-                await keepers[name].pop()
+
+    async def take_back(name: str) -> None:
+        if name in keepers:
+            await keepers[name].pop()
+            await keepers[name].pop()
+
+    yield (
+        {
+            "no session": lambda: Runner.run(agent, QUESTION),
+            "list": lambda: Runner.run(agent, QUESTION, session=ListSession(given)),
+            **{name: functools.partial(keepers[name].run, agent, QUESTION) for name in keepers},
+        },
+        take_back,
+    )
     await ours.close()
     await sdk.close()
+
+
+async def measure(folder: Path, length: int) -> dict[str, float]:
+    """What runs on a history of that length gain, and the steps of which."""
+    took: dict[str, list[float]] = {}
+    steps: dict[str, list[float]] = {}
+    async with contenders(folder, length) as (runs, take_back):
+        for _ in range(ROUNDS[length]):
+            for name, run in runs.items():
+                with timed(steps):
+                    began = perf_counter()
+                    await run()
+                    took.setdefault(name, []).append((perf_counter() - began) * 1000)
+                await take_back(name)
     least = median(took.pop("no session"))
     gained = {f"a run gains: {name}": median(series) - least for name, series in took.items()}
     return {
@@ -114,6 +142,42 @@ async def measure(folder: Path, length: int) -> dict[str, float]:
         **gained,
         **{what: median(series) for what, series in steps.items() if series},
     }
+
+
+async def by_thread(folder: Path, seconds: float) -> dict[str, tuple[float, float]]:
+    """The processor time that a run gains in the loop's thread, and in the others, in ms."""
+    spent: dict[str, list[tuple[float, float]]] = {}
+    async with contenders(folder, 0, seconds) as (runs, take_back):
+        for _ in range(PACES[seconds]):
+            for name, run in runs.items():
+                whole, own = process_time(), thread_time()
+                await run()
+                own = thread_time() - own
+                spent.setdefault(name, []).append((own, process_time() - whole - own))
+                await take_back(name)
+    found = {
+        name: [median(series) * 1000 for series in zip(*both, strict=True)]
+        for name, both in spent.items()
+    }
+    here, others = found.pop("no session")
+    return {name: (both[0] - here, both[1] - others) for name, both in found.items()}
+
+
+async def calls(folder: Path) -> dict[str, float]:
+    """The calls of Python and C functions in the loop's thread that a run makes beyond a list's."""
+    counted: dict[str, float] = {}
+    async with contenders(folder, 0) as (runs, take_back):
+        for name, run in runs.items():
+            await run()  # what is made once is made
+            await take_back(name)
+            profile = cProfile.Profile()
+            for _ in range(COUNTED):
+                with profile:
+                    await run()
+                await take_back(name)
+            found: Any = pstats.Stats(profile)
+            counted[name] = found.total_calls / COUNTED
+    return {name: counted[name] - counted["list"] for name in ("ours", "SQLiteSession")}
 
 
 async def at_once(folder: Path) -> dict[str, float]:
@@ -124,7 +188,7 @@ async def at_once(folder: Path) -> dict[str, float]:
     for number in range(SHARED_ROUNDS):
         names = [f"{number}-{at}" for at in range(SESSIONS)]
         lists = [ListSession([], keeps=True) for _ in names]
-        contenders: dict[str, list[Callable[[], Awaitable[Any]]]] = {
+        all_runs: dict[str, list[Callable[[], Awaitable[Any]]]] = {
             "no session": [lambda: Runner.run(agent, QUESTION) for _ in names],
             "list": [
                 functools.partial(Runner.run, agent, QUESTION, session=one)  # type: ignore[arg-type]
@@ -135,7 +199,7 @@ async def at_once(folder: Path) -> dict[str, float]:
                 functools.partial(sdk.keeper(name).run, agent, QUESTION) for name in names
             ],
         }
-        for name, runs in contenders.items():
+        for name, runs in all_runs.items():
             gc.collect()
             began = perf_counter()
             await asyncio.gather(*(_six_times(run) for run in runs))
@@ -169,6 +233,18 @@ async def main() -> None:
     for what in sorted(rows, key=lambda what: (what not in columns[0], 0)):
         cells = [f"{column[what]:.2f}" if what in column else "-" for column in columns.values()]
         print(f"| {what} | {' | '.join(cells)} |")
+    print("\n| a run on no history gains, ms of the processor | list | ours | SQLiteSession |")
+    print("|---|---|---|---|")
+    for seconds in PACES:
+        with tempfile.TemporaryDirectory() as folder:
+            gains = await by_thread(Path(folder), seconds)
+        for at, where in enumerate(("the loop's thread", "other threads")):
+            cells = [f"{gain[at]:.2f}" for gain in gains.values()]
+            print(f"| a model of {seconds} s, {where} | {' | '.join(cells)} |")
+    with tempfile.TemporaryDirectory() as folder:
+        counted = await calls(Path(folder))
+    cells = [f"{count:,.0f}" for count in counted.values()]
+    print(f"| calls in the loop's thread beyond a list's | 0 | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
