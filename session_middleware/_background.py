@@ -176,14 +176,21 @@ async def run_shielded(
     Returns the finished future and the cancellation that arrived, which the caller must raise
     once it has done what the outcome asks for.
     """
-    task = asyncio.ensure_future(work)
-    if isinstance(task, asyncio.Task):
-        # A loop that shuts down cancels all tasks it knows of; this one is waited for by one
-        # of those, and must come to its own end.
-        asyncio._unregister_task(task)
+    loop = asyncio.get_running_loop()
+    done: Outcome[None] = Outcome(loop=loop)
+
+    async def carry() -> T:
+        try:
+            return await work
+        finally:
+            if not loop.is_closed():
+                done.set_result(None)
+
+    task = loop.create_task(carry())
+    # A loop that shuts down cancels all tasks it knows of; this one is waited for by one of
+    # those, and must come to its own end.
+    asyncio._unregister_task(task)
     cancelled: asyncio.CancelledError | None = None
-    done: Outcome[None] = Outcome(loop=task.get_loop())
-    task.add_done_callback(lambda _: done.set_result(None))
     try:
         await done
     except asyncio.CancelledError as cancellation:

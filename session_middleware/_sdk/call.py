@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import operator
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -38,6 +38,7 @@ class RunCall:
         arguments: the arguments by name.
         places: the names of those that were given by position, which are handed on so.
         more: further arguments by position, which have no name here.
+        resumes: whether the input is the state of an interrupted run.
     """
 
     method: str
@@ -46,6 +47,10 @@ class RunCall:
     places: tuple[str, ...] = ()
     more: tuple[Any, ...] = ()
     digest: str | None = None
+    resumes: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.resumes = isinstance(self.input, RunState)
 
     @property
     def input(self) -> Any:
@@ -69,11 +74,6 @@ class RunCall:
     def hooks(self) -> Any:
         """The RunHooks that the SDK is given for the run."""
         return self.arguments.get("hooks")
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the input is the state of an interrupted run."""
-        return isinstance(self.input, RunState)
 
     @property
     def server_state(self) -> str | None:
@@ -114,6 +114,7 @@ class RunCall:
     def replace_input(self, given: Any) -> None:
         """Give the run other new input, or another state to resume."""
         self.arguments["input"] = given
+        self.resumes = isinstance(given, RunState)
 
     def continue_with(self, agent: Any, context: Any = None) -> None:
         """Let the run go on from what its session holds, with no new input.
@@ -122,7 +123,7 @@ class RunCall:
             agent: the one that speaks next.
             context: the user's context object, unless the call gives one.
         """
-        self.arguments["input"] = []
+        self.replace_input([])
         self.arguments["starting_agent"] = agent
         if context is not None and self.context is None:
             self.arguments["context"] = context
@@ -138,6 +139,7 @@ class RunCall:
     def forget(self) -> None:
         """Let go of the arguments, once the run is over."""
         self.arguments = {}
+        self.resumes = False
         self.places = self.more = ()
 
 

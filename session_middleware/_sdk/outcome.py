@@ -80,11 +80,11 @@ def usage_of(usage: Any) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name in _COUNTED:
         count = getattr(usage, name, None)
-        if isinstance(count, int):
+        if type(count) is int:
             counts[name] = count
     for name, place, detail in _COUNTED_AMONG:
         count = getattr(getattr(usage, place, None), detail, None)
-        if count and isinstance(count, int):
+        if count and type(count) is int:
             counts[name] = count
     return counts
 

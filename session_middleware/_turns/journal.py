@@ -26,12 +26,14 @@ class Journal:
         self._entries: dict[tuple[int, int], JournalEntry] = {}
         self._earlier: dict[str, CallRecord] = {}  # by key: how the newest attempt at it ended
         self._inner: dict[tuple[str, str], str] = {}
-        self._scope = ""
+        self._scope: tuple[str | int | None, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def begin(self, scope: str, carried: Iterable[JournalEntry] = ()) -> None:
+    def begin(
+        self, scope: tuple[str | int | None, ...], carried: Iterable[JournalEntry] = ()
+    ) -> None:
         """The turn has its session.
 
         Args:
@@ -216,11 +218,12 @@ class Journal:
         It is a new key, unless an equal call is unknown or failed: then the model, or the run
         that is made again, repeats that one.
         """
+        scope = json.dumps(self._scope, ensure_ascii=True)
         base = base_of(call.name, call.arguments)
         used = {entry.call.key for entry in self._entries.values() if entry.call is not None}
         used |= self._earlier.keys()
         ordinal, attempt = 0, 1
-        while (key := key_of(self._scope, base, ordinal)) in used:
+        while (key := key_of(scope, base, ordinal)) in used:
             earlier = self._earlier.get(key)
             if earlier is not None and earlier.state in ("unknown", "failed"):
                 attempt = earlier.attempt + 1
@@ -230,12 +233,15 @@ class Journal:
         return CallRecord(call.call_id, call.name, key, "begun", datetime.now(UTC), attempt=attempt)
 
 
-def scope_of(session_id: str, idempotency_key: str | None, turn: int, began: object = None) -> str:
+def scope_of(
+    session_id: str, idempotency_key: str | None, turn: int, began: object = None
+) -> tuple[str | int | None, ...]:
     """What names a turn in the keys of its calls: the same when the turn is made again.
 
     Args:
         began: when it began, which tells it from the turn of that number that the session had
             before it was deleted.
     """
-    named = ["key", idempotency_key] if idempotency_key is not None else ["turn", turn, str(began)]
-    return json.dumps([session_id, *named], ensure_ascii=True)
+    if idempotency_key is not None:
+        return session_id, "key", idempotency_key
+    return session_id, "turn", turn, str(began)

@@ -14,7 +14,7 @@ from typing import Any
 from session_middleware import _sdk
 from session_middleware._turns.manifest import TurnManifest
 from session_middleware._turns.tool_calls import calls_here
-from session_middleware._turns.turn import turn_here
+from session_middleware._turns.turn import ActiveTurn, turn_here
 from session_middleware.telemetry import TurnTelemetry, log
 
 
@@ -56,8 +56,9 @@ class RunReports(_sdk.RunHooks[Any]):
     async def on_agent_start(self, context: Any, agent: Any) -> None:
         self._watch(context)
         await self._call_users("on_agent_start", context, agent)
-        self._report_trace()
-        self._report("agent", name=getattr(agent, "name", None))
+        turn = turn_here()
+        self._report_trace(turn)
+        self._report(turn, "agent", name=getattr(agent, "name", None))
 
     async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
         await self._call_users("on_agent_end", context, agent, output)
@@ -72,16 +73,16 @@ class RunReports(_sdk.RunHooks[Any]):
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
         await self._call_users("on_llm_end", context, agent, response)
-        spent = _sdk.usage_of(getattr(response, "usage", None))
-        self._report(
-            "model_call",
-            input_tokens=spent.get("input_tokens", 0),
-            output_tokens=spent.get("output_tokens", 0),
-        )
-        turn = turn_here()
-        telemetry = self._telemetry or (None if turn is None else turn.telemetry)
-        if telemetry is not None and self._asked is not None:
-            telemetry.model_call(self._asked, _sdk.model_name(agent), spent)
+        telemetry = self._telemetry_of(turn_here())
+        if telemetry is not None and telemetry.traced:
+            spent = _sdk.usage_of(getattr(response, "usage", None))
+            telemetry.reported(
+                "model_call",
+                input_tokens=spent.get("input_tokens", 0),
+                output_tokens=spent.get("output_tokens", 0),
+            )
+            if self._asked is not None:
+                telemetry.model_call(self._asked, _sdk.model_name(agent), spent)
         calls = calls_here()
         if calls is not None:
             await calls.responded(agent, response)
@@ -98,13 +99,15 @@ class RunReports(_sdk.RunHooks[Any]):
         if calls is not None:  # first, as the tool has ended whatever the user's hooks do
             await calls.ended(context, result)
         await self._call_users("on_tool_end", context, agent, tool, result)
-        self._report("tool_call", name=getattr(tool, "name", None))
+        self._report(turn_here(), "tool_call", name=getattr(tool, "name", None))
 
     async def on_handoff(self, context: Any, from_agent: Any, to_agent: Any) -> None:
         await self._call_users("on_handoff", context, from_agent, to_agent)
-        self._report(
-            "handoff", source=getattr(from_agent, "name", None), to=getattr(to_agent, "name", None)
-        )
+        names = {
+            "source": getattr(from_agent, "name", None),
+            "to": getattr(to_agent, "name", None),
+        }
+        self._report(turn_here(), "handoff", **names)
 
     async def _call_users(self, name: str, *arguments: Any) -> None:
         for hooks in self._hooks:
@@ -120,23 +123,20 @@ class RunReports(_sdk.RunHooks[Any]):
         if manifest is not None and usage is not None:
             manifest.watch(usage)
 
-    def _report_trace(self) -> None:
+    def _report_trace(self, turn: ActiveTurn | None) -> None:
         try:
-            turn = turn_here()
             if self._telemetry is None and turn is not None:
                 turn.session.report_trace(_sdk.trace_here())
         except Exception as error:
             log.swallowed("hooks", error)
 
-    def _report(self, kind: str, **fields: Any) -> None:
-        try:
-            turn = turn_here()
-            if self._telemetry is not None:
-                self._telemetry.reported(kind, **fields)
-            elif turn is not None:
-                turn.telemetry.reported(kind, **fields)
-        except Exception as error:
-            log.swallowed("hooks", error)
+    def _report(self, turn: ActiveTurn | None, kind: str, **fields: Any) -> None:
+        telemetry = self._telemetry_of(turn)
+        if telemetry is not None and telemetry.traced:
+            telemetry.reported(kind, **fields)
+
+    def _telemetry_of(self, turn: ActiveTurn | None) -> TurnTelemetry | None:
+        return self._telemetry or (None if turn is None else turn.telemetry)
 
 
 async def _flush() -> None:

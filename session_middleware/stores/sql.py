@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from session_middleware.errors import MemoryUnavailable
@@ -62,7 +63,11 @@ def joined_ids(earlier: str | None, later: tuple[str, ...]) -> str:
 
 def end_values(end: TurnEnd) -> dict[str, Any]:
     """The value of each of END_COLUMNS. ``sdk_trace_ids`` are those of this end alone."""
-    return {name: _form(_WRITTEN, name, getattr(end, name)) for name in END_COLUMNS}
+    values = dict(zip(END_COLUMNS, _end_fields(end), strict=True))
+    for name in _FORMED_AT_END:
+        if values[name] is not None:
+            values[name] = _WRITTEN[name](values[name])
+    return values
 
 
 def record_of(
@@ -181,6 +186,8 @@ _WRITTEN: dict[str, Callable[[Any], Any]] = {
     "usage": json.dumps,
     "manifest": json.dumps,
 }
+_FORMED_AT_END = [name for name in END_COLUMNS if name in _WRITTEN]
+_end_fields = attrgetter(*END_COLUMNS)
 _READ: dict[str, Callable[[Any], Any]] = {
     "started_at": moment_of,
     "ended_at": moment_of,

@@ -32,7 +32,7 @@ def wanted(event: str, level: names.Level | None = None) -> bool:
     """Whether logging ``event`` can have an effect; True where only the application knows."""
     if _structlog() is not None:
         return True
-    return _logger().isEnabledFor(_NUMBERS[level or level_of(event)])
+    return _logger().isEnabledFor(_NUMBERS[level or names.LEVELS.get(event, "debug")])
 
 
 def emit(event: str, level: names.Level | None = None, **fields: Any) -> None:

@@ -104,7 +104,8 @@ class MemoryOperation(AbstractContextManager[Operation]):
     def __enter__(self) -> Operation:
         self._started = perf_counter()
         try:
-            self._silent = self._root.suppressed or spans.suppressed(get_current())
+            heard = self._root.traced or self._metrics.measured
+            self._silent = not heard or self._root.suppressed or spans.suppressed(get_current())
             if self._again:
                 self._began = time_ns()
             elif not self._silent:

@@ -110,6 +110,11 @@ class TurnTelemetry:
             log.swallowed("recording", error)
             return False
 
+    @property
+    def traced(self) -> bool:
+        """Whether a provider made the root span, so that events and spans below it are of use."""
+        return self._root.traced
+
     def attached(self) -> AbstractContextManager[None]:
         """Make the root span current in this context; never across a yield to a consumer.
 
@@ -305,8 +310,7 @@ class TurnTelemetry:
 
         It becomes an event on the root span; fields are names and numbers, never content.
         """
-        if self._root.traced:
-            self._root.add_event(kind, {names.OWN_PREFIX + key: v for key, v in fields.items()})
+        self._root.add_event(kind, {names.OWN_PREFIX + key: v for key, v in fields.items()})
 
     @log.never_raises
     def model_call(self, began: int, model: str | None, spent: Mapping[str, int]) -> None:

@@ -47,6 +47,11 @@ class TurnMetrics:
         self._instruments: Instruments | None = None
         self.state: str | None = None
 
+    @property
+    def measured(self) -> bool:
+        """Whether somebody measures."""
+        return self._instruments is not None
+
     @log.never_raises
     def start(
         self, provider: MeterProvider | None, figures: Callable[[], Source | None] | None

@@ -28,7 +28,6 @@ from session_middleware.stores.records import (
     Lease,
     Loaded,
     Manifest,
-    ReadRequest,
 )
 from session_middleware.stores.rules import (
     Decision,
@@ -45,7 +44,7 @@ from session_middleware.stores.sqlite import clock, tickets
 from session_middleware.stores.sqlite.clock import Now
 from session_middleware.stores.sqlite.group import Steps
 from session_middleware.stores.sqlite.journal import entries_of, entry_rows
-from session_middleware.stores.sqlite.reads import at_once, load_turns_of
+from session_middleware.stores.sqlite.reads import load_turns_of
 from session_middleware.stores.sqlite.session import SessionRow, named
 from session_middleware.stores.sqlite.writes import NOW, store
 
@@ -176,9 +175,13 @@ def acquire(
     connection.execute(grant, (token, turn, *ends, key))
     ((fence,),) = connection.execute(_NEXT_FENCE, (int(now.wall * 1_000_000),)).fetchall()
     runs = [] if begins else connection.execute(_RUNS, (key, turn)).fetchall()
-    loading = None
-    if begins and request.read is not None:
-        loading = _read_if_short(connection, session, request.read)
+    loading, empty = None, None
+    if begins and request.read is not None:  # no other writer waits for a long history
+        if not session.items:
+            empty = Loaded([])
+        elif session.items <= SHORT:
+            what = request.read
+            loading = load_turns_of(connection, key, what.newest, None, what.texts)
     if new is not None:
         store(connection, key, turn, new)
     retries = decision.outcome is Outcome.RETRY
@@ -187,6 +190,7 @@ def acquire(
         Lease(request.session_id, turn, token, fence),
         next_run=max((run for run, _, _ in runs), default=0 if new is None else new.run) + 1,
         resumed=resumed,
+        loaded=empty,
         stored=new is not None,
         took_over=decision.abandons,
         # Decoded here, since a lease that comes with what nobody can read is not granted.
@@ -306,17 +310,6 @@ def _begin(
             connection.execute(move, (turn, key, decision.turn))
         connection.execute(_REPLACED, (started_at, key, decision.turn))
     return turn
-
-
-def _read_if_short(
-    connection: sqlite3.Connection, session: SessionRow, what: ReadRequest
-) -> Steps[Loaded | None] | None:
-    """The history, where reading it makes other writers wait no longer."""
-    if not session.items:
-        return at_once(Loaded([]))
-    if session.items > SHORT:
-        return None
-    return load_turns_of(connection, session.key, what.newest, None, what.texts)
 
 
 def _texts_of(
