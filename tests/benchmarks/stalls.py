@@ -4,7 +4,8 @@ A probe sleeps for a millisecond again and again: what it oversleeps, other task
 Other processes delay it as well, so the longest stall is told beside one of an idle loop, and
 beside the longest time for which the loop's thread itself was at work between two looks. Python's
 garbage collector is switched off meanwhile: one full collection looks at every object of the
-process, with the interpreter held, whoever made them. How long one takes is told.
+process, with the interpreter held, whoever made them. How long one takes is told, and for turns
+that wait also how long it takes with as many tasks that wait for an ``asyncio.Lock``.
 """
 
 from __future__ import annotations
@@ -80,11 +81,16 @@ async def stalls(folder: Path, quick: bool) -> list[Row]:
             found.setdefault("50,000 items are loaded", []).append(loading)
             found.setdefault("idle", []).append(idle)
         waiting = f"{waiters:,} turns wait for a session, and 200 of them get it in turn"
-        found[waiting] = [await _handed_on(memory, waiters)]
-    began = perf_counter()
-    gc.collect()
-    collection = f"a full collection takes {(perf_counter() - began) * 1000:.0f} ms"
-    del loaded
+        collections = dict.fromkeys(found, f"a full collection takes {_collection():.0f} ms")
+        del loaded
+        least = _collection()
+        handed_on, with_turns = await _handed_on(memory, waiters)
+        found[waiting] = [handed_on]
+        with_tasks = await _wait_for_a_lock(waiters)
+        collections[waiting] = (
+            f"a full collection takes {with_turns:.0f} ms while they wait, {with_tasks:.0f} ms "
+            f"with as many tasks that wait for an asyncio.Lock, and {least:.0f} ms with none"
+        )
     idle_for = [probe.longest for probe in found.pop("idle")]
     rows = []
     for what, probes in found.items():
@@ -100,14 +106,41 @@ async def stalls(folder: Path, quick: bool) -> list[Row]:
             Target("at most", MOST, "ms"),
             notes=[
                 f"the loop's thread worked for {worked:.1f} ms at most in one piece, of "
-                f"{whole:,.0f} ms in all; {collection}"
+                f"{whole:,.0f} ms in all; {collections[what]}"
             ],
         )
         rows.append(row)
     return rows
 
 
-async def _handed_on(memory: SQLiteSessionMemory, waiters: int) -> Probe:
+def _collection() -> float:
+    """How long a full collection takes now, in ms; the second, when nothing is left to free."""
+    gc.collect()
+    began = perf_counter()
+    gc.collect()
+    return (perf_counter() - began) * 1000
+
+
+async def _wait_for_a_lock(waiters: int) -> float:
+    """How long a full collection takes while so many tasks wait for a lock of asyncio's, in ms."""
+    lock = asyncio.Lock()
+
+    async def wait() -> None:
+        async with lock:
+            pass
+
+    async with lock:
+        tasks = [asyncio.ensure_future(wait()) for _ in range(waiters)]
+        await asyncio.sleep(0)
+        took = _collection()
+        for task in reversed(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return took
+
+
+async def _handed_on(memory: SQLiteSessionMemory, waiters: int) -> tuple[Probe, float]:
+    """Look while 200 of so many turns get their session; also a collection before that, in ms."""
     served = 0
     enough = asyncio.Event()
 
@@ -129,10 +162,11 @@ async def _handed_on(memory: SQLiteSessionMemory, waiters: int) -> Probe:
             if number % 20 == 0:
                 await asyncio.sleep(0)
         await asyncio.sleep(0.1)  # off the clock: what was started has come to rest
+        collection = _collection()
         async with probed() as probe:
             await held.aclose()
             await enough.wait()
     for task in reversed(tasks):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return probe
+    return probe, collection
