@@ -176,7 +176,7 @@ def acquire(
     ((fence,),) = connection.execute(_NEXT_FENCE, (int(now.wall * 1_000_000),)).fetchall()
     runs = [] if begins else connection.execute(_RUNS, (key, turn)).fetchall()
     loading, empty = None, None
-    if begins and request.read is not None:  # no other writer waits for a long history
+    if begins and request.read is not None:  # but no long one: other writers wait meanwhile
         if not session.items:
             empty = Loaded([])
         elif session.items <= SHORT:
