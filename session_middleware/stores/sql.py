@@ -63,7 +63,7 @@ def joined_ids(earlier: str | None, later: tuple[str, ...]) -> str:
 
 def end_values(end: TurnEnd) -> dict[str, Any]:
     """The value of each of END_COLUMNS. ``sdk_trace_ids`` are those of this end alone."""
-    values = dict(zip(END_COLUMNS, _end_fields(end), strict=True))
+    values: dict[str, Any] = dict(zip(END_COLUMNS, _end_fields(end), strict=True))
     for name in _FORMED_AT_END:
         if values[name] is not None:
             values[name] = _WRITTEN[name](values[name])
