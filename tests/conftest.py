@@ -10,7 +10,9 @@ import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from session_middleware.testing.provider import Provider, local_provider
 from tests.support.markers import Listener, said_in, said_in_spans
+from tests.support.programs import Programs, forking_programs
 from tests.support.sessions import own_loop
 
 pytest.register_assert_rewrite("session_middleware.conformance")
@@ -167,6 +170,35 @@ def provider() -> Iterator[Provider]:
     """A model provider on 127.0.0.1, over real HTTP."""
     with local_provider() as running:
         yield running
+
+
+# --- programs ------------------------------------------------------------------------------
+
+
+_until_the_run_ends = ExitStack()
+
+
+@cache
+def _forks_programs() -> str:
+    return _until_the_run_ends.enter_context(forking_programs())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """All workers of a run fork their programs from one process."""
+    node.workerinput["forks_programs"] = _forks_programs()
+
+
+def pytest_unconfigure() -> None:
+    _until_the_run_ends.close()
+
+
+@pytest.fixture(scope="session")
+def programs(request: pytest.FixtureRequest) -> Iterator[Programs]:
+    """Starts programs by a fork, not as interpreters that import everything anew."""
+    for_all = getattr(request.config, "workerinput", {}).get("forks_programs")
+    with nullcontext(for_all) if for_all else forking_programs() as path:
+        yield Programs(path)
 
 
 # --- servers -------------------------------------------------------------------------------

@@ -16,8 +16,17 @@ import pytest
 import session_middleware
 from session_middleware import SQLiteSessionMemory, testing
 from session_middleware.testing import Provider, assert_no_session, busy_session, call
-from tests.support.example_processes import EXAMPLES, alone, kill, run, served, start
+from tests.support.example_processes import (
+    EXAMPLES,
+    alone,
+    run,
+    run_by_itself,
+    served,
+    served_by_workers,
+    start,
+)
 from tests.support.postgres import make_database
+from tests.support.programs import Programs
 
 SHOWN = {
     "quickstart": ["San Francisco", "California"],
@@ -93,6 +102,8 @@ SHOWN = {
         "Your name is Alice.",
     ],
 }
+BY_THEMSELVES = {"quickstart"}
+"""An interpreter runs these; the others are forked, as most of their time went into imports."""
 SERVICES = {"fastapi_chat", "approvals_http", "postgres_workers"}
 OTHERS = {"terminal_chat", "batch"}
 ELSEWHERE = {"tracing_phoenix"}  # needs a server: tests/interop/test_phoenix.py
@@ -126,38 +137,40 @@ def test_an_example_can_be_copied(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_example(name: str, tmp_path: Path) -> None:
+def test_example(name: str, programs: Programs, tmp_path: Path) -> None:
     """The example prints exactly this, nothing beside it, and ends by itself."""
-    done = run(alone(name, tmp_path))
+    folder = alone(name, tmp_path)
+    done = run_by_itself(folder) if name in BY_THEMSELVES else run(programs, folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == SHOWN[name]
 
 
-def test_terminal_chat_goes_on(tmp_path: Path) -> None:
+def test_terminal_chat_goes_on(programs: Programs, tmp_path: Path) -> None:
     """Started again it shows what was said and knows it; another name is another conversation."""
     folder = alone("terminal_chat", tmp_path)
-    first = run(folder, "home", given="Hi, I'm Alice.\n")
+    first = run(programs, folder, "home", given="Hi, I'm Alice.\n")
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == "> Nice to meet you, Alice.\n> "
-    again = run(folder, "home", given="What's my name?\n")
+    again = run(programs, folder, "home", given="What's my name?\n")
     assert re.fullmatch(
         r"  \d\d \w{3} \d\d:\d\d  Nice to meet you, Alice\.\n> Your name is Alice\.\n> ",
         again.stdout,
     )
-    other = run(folder, "work", given="What's my name?\n")
+    other = run(programs, folder, "work", given="What's my name?\n")
     assert other.stdout == "> You have not told me your name.\n> "
-    listed = run(folder, "--list")
+    listed = run(programs, folder, "--list")
     assert listed.stdout == "work: 1 turns, What's my name?\nhome: 2 turns, Hi, I'm Alice.\n"
 
 
-async def test_a_batch_is_killed_and_goes_on(tmp_path: Path) -> None:
+async def test_a_batch_is_killed_and_goes_on(programs: Programs, tmp_path: Path) -> None:
     """After a kill in the middle the rest is done, and no row twice."""
     folder = alone("batch", tmp_path)
-    process = start(folder, "batch.py")
+    process = start(programs, folder, "batch.py")
     assert process.stdout is not None
     assert await asyncio.to_thread(process.stdout.readline) == "50 rows\n"
-    kill(process)
-    done = await asyncio.to_thread(run, folder)
+    process.kill()
+    process.communicate()
+    done = await asyncio.to_thread(run, programs, folder)
     assert (done.returncode, done.stderr) == (0, "")
     *_, told, row = done.stdout.splitlines()
     assert row == "row 1: Nice to meet you, Customer1."
@@ -182,7 +195,7 @@ def said(answer: Any) -> str:
     return "".join(parts)
 
 
-async def test_fastapi_chat(tmp_path: Path) -> None:
+async def test_fastapi_chat(programs: Programs, tmp_path: Path) -> None:
     """Streams and remembers; a repeated request, a busy thread; lists, pages and deletes."""
     folder = alone("fastapi_chat", tmp_path)
 
@@ -196,13 +209,13 @@ async def test_fastapi_chat(tmp_path: Path) -> None:
         def busy(ask: Callable[[], Any]) -> Any:
             return asyncio.run_coroutine_threadsafe(while_busy(ask), loop).result()
 
-        await asyncio.to_thread(talk, folder, busy)
+        await asyncio.to_thread(talk, programs, folder, busy)
         await assert_no_session(memory, "alice:7")
 
 
-def talk(folder: Path, busy: Callable[[Callable[[], Any]], Any]) -> None:
+def talk(programs: Programs, folder: Path, busy: Callable[[Callable[[], Any]], Any]) -> None:
     """The requests of that test; ``busy`` makes one while another worker holds thread 7."""
-    with served(folder) as client:
+    with served(programs, folder) as client:
 
         def ask(thread: str, text: str, **headers: str) -> Any:
             return client.post(f"/threads/{thread}", json={"text": text}, headers=headers)
@@ -243,10 +256,10 @@ def payments(folder: Path) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
-def test_approvals_http(tmp_path: Path) -> None:
+def test_approvals_http(programs: Programs, tmp_path: Path) -> None:
     """What one worker parked is listed, approved or rejected, and resumed by any other, once."""
     folder = alone("approvals_http", tmp_path)
-    with served(folder) as client, ThreadPoolExecutor() as threads:
+    with served(programs, folder) as client, ThreadPoolExecutor() as threads:
         workers = set()
         for number in range(1, 100):
             asked = client.post(f"/threads/{number}", json={"text": f"Please pay {number}."}).json()
@@ -277,7 +290,9 @@ def test_approvals_http(tmp_path: Path) -> None:
         assert "666" not in payments(folder)
 
 
-def test_a_resume_that_failed_is_made_again(tmp_path: Path, provider: Provider) -> None:
+def test_a_resume_that_failed_is_made_again(
+    programs: Programs, tmp_path: Path, provider: Provider
+) -> None:
     """The provider is down after the payment: the resume fails, is made again, and pays nothing."""
     folder = alone("approvals_http", tmp_path)
     environment = {
@@ -285,7 +300,7 @@ def test_a_resume_that_failed_is_made_again(tmp_path: Path, provider: Provider) 
         "OPENAI_BASE_URL": provider.base_url,
         "OPENAI_AGENTS_DISABLE_TRACING": "1",
     }
-    with served(folder, **environment) as client:
+    with served(programs, folder, **environment) as client:
         provider.script(call("pay", {"cents": 500}))
         client.post("/threads/7", json={"text": "Please pay."})
         (one,) = waiting(client)
@@ -299,18 +314,20 @@ def test_a_resume_that_failed_is_made_again(tmp_path: Path, provider: Provider) 
     assert provider.refused == []
 
 
-async def test_postgres_workers(tmp_path: Path, postgres_server_url: str) -> None:
+async def test_postgres_workers(
+    programs: Programs, tmp_path: Path, postgres_server_url: str
+) -> None:
     """Two workers answer one thread by turns, on tables that the schema command made."""
     folder = alone("postgres_workers", tmp_path)
     url = await make_database(postgres_server_url)
-    schema = start(folder, "-m", "session_middleware.cli", "schema")
+    schema = start(programs, folder, "-m", "session_middleware.cli", "schema")
     statements, _ = await asyncio.to_thread(schema.communicate)
     connection: Any = await asyncpg.connect(url)
     await connection.execute(statements)
     await connection.close()
 
     def story() -> None:
-        with served(folder, DATABASE_URL=url) as client:
+        with served_by_workers(folder, DATABASE_URL=url) as client:
             key = {"Idempotency-Key": "a1"}
             hello = {"text": "Hi, I'm Alice."}
             first = client.post("/threads/7", json=hello, headers=key).json()

@@ -11,7 +11,8 @@ import pytest
 from agents import set_tracing_disabled
 
 from session_middleware import open_memory
-from tests.support.command_line import CommandLine, Ended, command_line
+from tests.support.command_line import CommandLine, command_line
+from tests.support.programs import Ended, Program, Programs
 
 MEMORIES = (
     "sqlite",
@@ -21,9 +22,9 @@ MEMORIES = (
 
 
 @pytest.fixture(scope="session")
-def commands() -> Iterator[CommandLine]:
+def commands(programs: Programs) -> Iterator[CommandLine]:
     """The process that forks commands."""
-    with command_line() as made:
+    with command_line(programs) as made:
         yield made
 
 
@@ -61,7 +62,7 @@ class Shell:
         assert done.stderr.startswith("session-middleware: ")
         return done.stderr
 
-    def start(self, *arguments: str, descriptors: tuple[int, int, int]) -> Any:
+    def start(self, *arguments: str, descriptors: tuple[int, int, int]) -> Program:
         """Start a command."""
         return self.commands.start(
             *arguments, cwd=self.folder, descriptors=descriptors, **self._environment

@@ -7,8 +7,10 @@ import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,22 +45,23 @@ def test_a_shell_completes(shell: Shell, tmp_path: Path) -> None:
     lines += f'{{"end": 0, "sha256": "{empty}"}}\n{{"sessions": 1}}\n'
     shell.good("import", "-", stdin=lines)
 
-    def completed(words: str) -> list[str]:
-        done = subprocess.run(
+    def completed(words: str, run: Callable[..., Any] = shell) -> list[str]:
+        count = str(len(words.split(" ")) - 1)
+        asked = {"COMP_WORDS": words, "COMP_CWORD": count}
+        done = run(_SESSION_MIDDLEWARE_COMPLETE="bash_complete", **asked)
+        return [line.partition(",")[2] for line in done.stdout.split()]
+
+    def installed(**asked: str) -> Any:
+        return subprocess.run(
             [str(Path(sys.executable).with_name("session-middleware"))],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={
-                **os.environ,
-                "_SESSION_MIDDLEWARE_COMPLETE": "bash_complete",
-                "COMP_WORDS": words,
-                "COMP_CWORD": str(len(words.split(" ")) - 1),
-            },
+            env={**os.environ, **asked},
             check=False,
         )
-        return [line.partition(",")[2] for line in done.stdout.split()]
 
+    assert completed("session-middleware show al", installed) == ["alice"]
     assert completed("session-middleware ex") == ["export"]
     assert completed("session-middleware show al") == ["alice"]
     assert completed("session-middleware show --memory absent.db al") == []
