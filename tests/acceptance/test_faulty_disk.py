@@ -7,7 +7,6 @@ cut short or kills the process. What a power failure leaves is in ``tests/stores
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from tests.support.faults.shim import Call, Outcome
 from tests.support.forks import Script, fork_server
 from tests.support.interruptions import noting_agent, shape, violations
 from tests.support.processes import PATIENCE
+from tests.support.programs import Program, Programs, forking_programs
 
 pytestmark = needs_compiler
 
@@ -52,7 +52,7 @@ class Stage:
 
     folder: Path
     faults: Faults
-    server: subprocess.Popen[str]
+    server: Program
     held: int = 0
 
     def hold(self) -> tuple[Path, list[str]]:
@@ -78,7 +78,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """One server for all conversations of this module, under the shim."""
     folder = tmp_path_factory.mktemp("faulty")
     faults = Faults(folder / "chat", folder)
-    with fork_server(faults.environment) as server:
+    with (
+        forking_programs(faults.environment) as path,
+        fork_server(Programs(path)) as server,
+    ):
         yield Stage(folder, faults, server)
 
 

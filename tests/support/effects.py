@@ -13,7 +13,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -45,7 +44,9 @@ from session_middleware import (
     with_session_memory,
 )
 from session_middleware.effects import UNKNOWN_TEXT
+from tests.support import ROOT
 from tests.support.conditions import until
+from tests.support.programs import PIPE, Programs
 
 NAMES = ("mail", "charge", "ship")
 
@@ -304,12 +305,13 @@ def _park(job: Job, state: Any) -> None:
 class Workers:
     """The process that forks workers."""
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.effects"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+    def __init__(self, programs: Programs) -> None:
+        self._process = programs.start(
+            "-m",
+            "tests.support.effects",
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=PIPE,
+            stdout=PIPE,
         )
 
     def serve(self, job: Job) -> int:
@@ -329,11 +331,7 @@ class Workers:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._process.communicate()
 
 
 def effects_in(folder: Path) -> list[dict[str, Any]]:

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support import ROOT
+from tests.support.programs import PIPE, Program, Programs
 
 
 @contextmanager
-def fork_server(environment: Mapping[str, str] = os.environ) -> Iterator[subprocess.Popen[str]]:
+def fork_server(programs: Programs) -> Iterator[Program]:
     """The process that scripts are forked from; their warnings are errors."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "tests.support.processes"],
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    module = ("-W", "error", "-m", "tests.support.processes")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with programs.start(*module, env=environment, stdin=PIPE, stdout=PIPE) as process:
         yield process
-        process.communicate()
-        assert process.returncode == 0
+    assert process.returncode == 0
 
 
 class Script:
     """A function of processes.py, running in a process of its own."""
 
-    def __init__(self, server: subprocess.Popen[str], pipe: Path, *what: object) -> None:
+    def __init__(self, server: Program, pipe: Path, *what: object) -> None:
         os.mkfifo(pipe)
         assert server.stdin is not None
         assert server.stdout is not None

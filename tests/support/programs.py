@@ -394,6 +394,9 @@ def _main(path: str) -> NoReturn:
     for name in _IMPORTED:
         with suppress(ImportError):
             __import__(name)
+    import openai
+
+    openai.AsyncOpenAI(api_key="none")  # imports what it needs when there is one, as each run does
     before = list(sys.path)
     serve(path, lambda order: _run(order, before))
 

@@ -19,6 +19,7 @@ from session_middleware.effects import UNKNOWN_TEXT
 from session_middleware.history import check
 from tests.support.conditions import until
 from tests.support.effects import NAMES, Job, Workers, effects_in
+from tests.support.programs import Programs
 from tests.support.stopping import stop
 
 KINDS = list(itertools.product((1, 2, 3), ("run", "run_streamed"), (False, True), (False, True)))
@@ -26,8 +27,8 @@ KINDS = list(itertools.product((1, 2, 3), ("run", "run_streamed"), (False, True)
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    made = Workers()
+def workers(programs: Programs) -> Iterator[Workers]:
+    made = Workers(programs)
     yield made
     made.close()
 
@@ -114,9 +115,9 @@ def test_the_sdks_own_session_does_it_again(workers: Workers, tmp_path: Path, wh
 
 
 @pytest.fixture(scope="module")
-def others() -> Iterator[Workers]:
+def others(programs: Programs) -> Iterator[Workers]:
     """Workers beside one that is stopped."""
-    made = Workers()
+    made = Workers(programs)
     yield made
     made.close()
 

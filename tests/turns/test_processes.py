@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +17,19 @@ from session_middleware import SQLiteSessionMemory, with_session_memory
 from tests.support.forks import Script, fork_server
 from tests.support.interruptions import noting_agent, shape, violations
 from tests.support.processes import ENDING, PATIENCE, SHORT_LEASE
+from tests.support.programs import Program, Programs
 from tests.support.stopping import stop
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen[str]]:
+def server(programs: Programs) -> Iterator[Program]:
     """The process that the scripts are forked from; their warnings are errors."""
-    with fork_server() as process:
+    with fork_server(programs) as process:
         yield process
 
 
 @pytest.fixture
-def start(server: subprocess.Popen[str], tmp_path: Path) -> Iterator[Callable[..., Script]]:
+def start(server: Program, tmp_path: Path) -> Iterator[Callable[..., Script]]:
     """Start a function of processes.py, by its name; what a failed test leaves is killed."""
     started: list[Script] = []
 
