@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import session_middleware
 from session_middleware import errors
+from tests.support.programs import Programs
 
 SURFACE = {
     # the decorator, and a turn as a block
@@ -67,7 +65,7 @@ def test_all_is_the_surface() -> None:
     assert len(session_middleware.__all__) == len(SURFACE)
 
 
-def test_nothing_else_is_public() -> None:
+def test_nothing_else_is_public(programs: Programs) -> None:
     """Importing the package puts no other public name of its own into it, submodules apart."""
     script = (
         "import session_middleware\n"
@@ -76,9 +74,8 @@ def test_nothing_else_is_public() -> None:
         "    if not name.startswith('_') and where.startswith('session_middleware'):\n"
         "        print(name)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    done = programs.run("-c", script)
+    assert done.returncode == 0, done.stderr
     names = set(done.stdout.split())
     assert "with_session_memory" in names
     assert names <= SURFACE

@@ -90,15 +90,18 @@ class ProcessTests(TurnTests):
         """A process that runs ``main()`` of the body with a memory on the same storage."""
         program = self.peer_program(memory)
         whole = "\n".join([first, _PRELUDE, program, body, "asyncio.run(main())"])
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", whole, stdout=PIPE, stderr=PIPE
-        )
+        process = await self._start(whole)
         try:
             yield process
         finally:
             if process.returncode is None:
                 process.kill()
             await process.communicate()
+
+    async def _start(self, program: str) -> Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=PIPE, stderr=PIPE
+        )
 
     async def _said(self, process: Process) -> str:
         """The output of a process, which must have ended without an error."""

@@ -11,8 +11,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from session_middleware import DuplicateTurn, SQLiteSessionMemory, session_scope
 from session_middleware.testing.models import assistant, call, local_agent, scripted_agent
 from tests.support import ROOT
 from tests.support.conditions import until
+from tests.support.programs import Programs
 from tests.support.sessions import counted, letters, tool
 
 Keyed = Callable[[str], Any]
@@ -110,10 +109,10 @@ async def test_a_webhook_twice(column: Column) -> None:
 
 WORKER = """
 import asyncio, os, signal, sys
-from contextlib import nullcontext
 from agents import Agent, Runner, SQLiteSession, set_tracing_disabled
-from session_middleware import SQLiteSessionMemory, session_scope
+from session_middleware import SQLiteSessionMemory, TurnInProgress, session_scope
 from session_middleware.testing.models import assistant, call, scripted_agent
+from tests.support.conditions import until
 from tests.support.sessions import tool
 
 column, dies = sys.argv[1:]
@@ -131,9 +130,17 @@ async def main():
     steps = (call("charge"), assistant("charged")) if dies == "dies" or column != "ours" else (
         assistant("I don't know whether you were charged."),)
     agent = scripted_agent(*steps, tools=[tool("charge", charge)])
+
+    async def charged():
+        try:
+            async with session_scope("user_1", memory=memory, idempotency_key="event-17"):
+                await Runner.run(agent, "Charge me.", session=memory.session("user_1"))
+        except TurnInProgress:  # as long as the lease of the dead worker lasts
+            return False
+        return True
+
     if column == "ours":
-        async with session_scope("user_1", memory=memory, idempotency_key="event-17"):
-            await Runner.run(agent, "Charge me.", session=memory.session("user_1"))
+        await until(charged)
     else:
         await Runner.run(agent, "Charge me.", session=SQLiteSession("user_1", "chat.db"))
 
@@ -141,17 +148,13 @@ asyncio.run(main())
 """
 
 
-def test_a_worker_killed_inside_a_tool(column: Column, tmp_path: Path, do: Any) -> None:
+def test_a_worker_killed_inside_a_tool(
+    column: Column, programs: Programs, tmp_path: Path, do: Any
+) -> None:
     """The SDK's session knows nothing of the tool; with ours the model is told of it."""
     for how in ("dies", "lives"):
-        done = subprocess.run(
-            [sys.executable, "-c", WORKER, column.name, how],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = programs.run("-c", WORKER, column.name, how, cwd=tmp_path, env=environment)
         assert done.returncode == (-signal.SIGKILL if how == "dies" else 0), done.stderr
     charges = (tmp_path / "charges").read_text().split()
     assert charges == (["500"] if column.ours else ["500", "500"])

@@ -18,8 +18,6 @@ import os
 import re
 import runpy
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ import session_middleware
 from session_middleware.testing.models import LocalModel
 from tests.support import ROOT
 from tests.support.postgres import make_database
+from tests.support.programs import Programs
 
 TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,7 +59,7 @@ def run_python(example: Example) -> None:
 _PROGRAM = RawFencedCodeBlockLexer(re.compile(r'python title="(?P<file>[\w.]+)"$\n', re.MULTILINE))
 
 
-def programs(document: Document) -> Iterator[Region]:
+def files(document: Document) -> Iterator[Region]:
     """The blocks that are files."""
     for region in _PROGRAM(document):
         region.parsed = region.lexemes["source"]
@@ -72,7 +71,7 @@ def run_program(example: Example) -> None:
     """Save the block under its title and run it, as the reader does."""
     file = Path(example.region.lexemes["file"])
     file.write_text(example.parsed)
-    done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    done = example.namespace["_programs"].run(str(file))
     assert (done.returncode, done.stderr) == (0, "")
     example.namespace["_printed"] = done.stdout
 
@@ -112,7 +111,7 @@ async def _execute(statements: str) -> None:
 SYBIL = Sybil(
     [
         CodeBlockParser("python", run_python),
-        programs,
+        files,
         CodeBlockParser("text", compare_text),
         CodeBlockParser("sql", run_sql),
         CodeBlockParser("postgresql", run_postgresql),
@@ -147,11 +146,12 @@ def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     asyncio.run(_execute("DROP OWNED BY app; DROP ROLE app"))
 
 
-@pytest.mark.timeout(600)  # the tutorial's programs each import everything anew
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name, indirect=True)
-def test_code_runs(page: Path) -> None:
+def test_code_runs(page: Path, programs: Programs) -> None:
     """Every block of the page does what the page says, in the order of the page."""
-    for example in SYBIL.parse(page).examples():
+    document = SYBIL.parse(page)
+    document.namespace["_programs"] = programs
+    for example in document.examples():
         example.evaluate()
 
 

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ import httpx
 import pytest
 
 from tests.support import ROOT
+from tests.support.programs import DEVNULL, Programs
 
 MODEL = """
 import asyncio, pathlib
@@ -44,13 +43,11 @@ SERVICE = re.search(
 class Worker:
     """One process of the service."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Programs) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port)]
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        command = ("-m", "uvicorn", "service:app", "--port", str(port))
+        self.process = programs.start(*command, stderr=DEVNULL, stdout=DEVNULL)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
 
     def is_up(self) -> bool:
@@ -69,13 +66,13 @@ class Worker:
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> Iterator[tuple[Worker, Worker]]:
+def workers(programs: Programs, tmp_path: Path) -> Iterator[tuple[Worker, Worker]]:
     assert SERVICE is not None
     text = SERVICE[1].replace('Agent(name="Assistant")', 'Agent(name="Assistant", model=Waiting())')
     text = text.replace("sqlite:///chat.db", "sqlite:///chat.db?lease=1")
     assert text.count("Waiting()") == text.count("lease=1") == 1
     (tmp_path / "service.py").write_text(MODEL + text)
-    both = Worker(), Worker()
+    both = Worker(programs), Worker(programs)
     wait_until(lambda: all(worker.is_up() for worker in both))
     yield both
     for worker in both:

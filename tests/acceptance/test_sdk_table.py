@@ -8,8 +8,6 @@ holds with a turn around the run.
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -31,6 +29,7 @@ from agents.testing import ModelStep, ScriptedModel, assistant_message, function
 from session_middleware import TurnInProgress, with_session_memory
 from session_middleware.testing.models import assistant, call, model_of, scripted_agent
 from tests.support import ROOT
+from tests.support.programs import Programs
 from tests.support.sessions import (
     METHODS,
     carried_out,
@@ -318,13 +317,11 @@ asyncio.run(carried_out("run", agent, "What?", memory, idempotency_key="k"))
 """
 
 
-async def test_killed_inside_the_first_tool(make_memory: Any) -> None:
+async def test_killed_inside_the_first_tool(programs: Programs, make_memory: Any) -> None:
     """The same key in another process: the model is told that the call's outcome is unknown."""
     script = KILLED.format(root=str(ROOT))
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", script], capture_output=True, check=False
-    )
-    assert done.returncode == -9, done.stderr.decode()
+    done = await asyncio.to_thread(programs.run, "-c", script)
+    assert done.returncode == -9, done.stderr
     memory = make_memory("killed.db", lease=1)
     assert await stored(memory) == "U"
     agent = scripted_agent(assistant("42"))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from session_middleware import (
     with_session_memory,
 )
 from session_middleware.testing.models import assistant, local_agent, scripted_agent
+from tests.support.programs import Programs
 
 CITY = "What city is the Golden Gate Bridge in?"
 STATE = "What state is it in?"
@@ -253,7 +252,7 @@ async def test_run_without_session_id_is_untouched(memory: SessionMemory) -> Non
     assert await memory.list_sessions() == []
 
 
-def test_history_survives_a_restart(tmp_path: Path) -> None:
+def test_history_survives_a_restart(programs: Programs, tmp_path: Path) -> None:
     """Benefits 4: another process goes on where the first one ended."""
     script = (
         "import sys, asyncio\n"
@@ -269,13 +268,7 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
         ("Hi, I'm Alice", "Nice to meet you, Alice."),
         ("What's my name?", "Your name is Alice."),
     ]:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", script, text],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = programs.run("-W", "error", "-c", script, text, cwd=tmp_path)
         assert (done.returncode, done.stdout.strip(), done.stderr) == (0, expected, "")
 
 

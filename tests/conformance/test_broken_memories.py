@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from session_middleware.conformance import MemoryConformance, check
 from session_middleware.stores.sqlite import SQLiteSessionMemory
 from tests.conformance import broken
+from tests.support.forked_peers import ForkedPeers
+from tests.support.programs import Programs
 from tests.support.sqlite_suite import SQLiteSuite
 
 FOUND_BY = {
@@ -48,21 +51,31 @@ FOUND_BY = {
 """The test that names the rule which a broken memory breaks."""
 
 
-def suite_of(memory: type[SQLiteSessionMemory], folder: Path) -> type[MemoryConformance]:
-    return type("Suite", (SQLiteSuite,), {"kind": memory, "folder": folder})
+Suite = Callable[[type[SQLiteSessionMemory]], type[MemoryConformance]]
+
+
+@pytest.fixture
+def suite_of(programs: Programs, tmp_path: Path) -> Suite:
+    """The suite of a kind of memory, on files in an empty folder."""
+
+    def make(memory: type[SQLiteSessionMemory]) -> type[MemoryConformance]:
+        given = {"kind": memory, "folder": tmp_path, "_programs": programs}
+        return type("Suite", (ForkedPeers, SQLiteSuite), given)
+
+    return make
 
 
 @pytest.mark.parametrize("memory", FOUND_BY, ids=lambda memory: memory.__name__)
-def test_a_broken_rule_is_found(memory: type[SQLiteSessionMemory], tmp_path: Path) -> None:
+def test_a_broken_rule_is_found(memory: type[SQLiteSessionMemory], suite_of: Suite) -> None:
     """The test that names the rule fails."""
-    report = check(suite_of(memory, tmp_path), FOUND_BY[memory])
+    report = check(suite_of(memory), FOUND_BY[memory])
     assert list(report.failed) == [FOUND_BY[memory]], report
 
 
-def test_a_whole_memory_breaks_none_of_these_rules(tmp_path: Path) -> None:
+def test_a_whole_memory_breaks_none_of_these_rules(suite_of: Suite) -> None:
     """The same tests pass, and none is skipped, on the memory that the broken ones are made of."""
     names = set(FOUND_BY.values())
-    report = check(suite_of(broken.Broken, tmp_path), *sorted(names))
+    report = check(suite_of(broken.Broken), *sorted(names))
     assert set(report.passed) == names, report
 
 

@@ -10,8 +10,6 @@ import multiprocessing
 import os
 import pickle
 import pydoc
-import subprocess
-import sys
 import typing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -42,6 +40,7 @@ from session_middleware import (
 from session_middleware.testing.models import local_agent
 from tests.support import ROOT
 from tests.support.decorated import Support, called, chat, chat_sync, words, words_sync
+from tests.support.programs import Programs
 from tests.support.sessions import stored
 
 HI, NAME = "Hi, I'm Alice", "What's my name?"
@@ -145,16 +144,12 @@ subprocess.run([sys.executable, "-c", WORKER], input=sent, check=True)
 """
 
 
-def test_a_function_of_a_script_that_is_sent_by_value(tmp_path: Path, do: Any) -> None:
+def test_a_function_of_a_script_that_is_sent_by_value(
+    programs: Programs, tmp_path: Path, do: Any
+) -> None:
     """cloudpickle sends functions of ``__main__`` by value: they arrive decorated."""
-    done = subprocess.run(
-        [sys.executable, "-c", BY_VALUE],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "OPENAI_AGENTS_DISABLE_TRACING": "1"},
-    )
+    environment = {**os.environ, "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+    done = programs.run("-c", BY_VALUE, cwd=tmp_path, env=environment, timeout=100)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [ALICE, ALICE]
     memory = SQLiteSessionMemory(tmp_path / "by_value.db")

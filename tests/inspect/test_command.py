@@ -5,34 +5,34 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
+import pytest
 
 from session_middleware import SQLiteSessionMemory
 from session_middleware.conformance.samples import user
+from tests.support.programs import PIPE, Program, Programs
+
+Command = Callable[..., Program]
 
 
-def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "session_middleware.cli", "inspect", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+@pytest.fixture
+def command(programs: Programs, tmp_path: Path) -> Command:
+    """Start it with these arguments in an empty folder."""
+    inspect = ("-m", "session_middleware.cli", "inspect")
+    return partial(programs.start, *inspect, cwd=tmp_path, stdout=PIPE, stderr=PIPE)
 
 
-async def test_the_page_is_served_until_ctrl_c(tmp_path: Path) -> None:
+async def test_the_page_is_served_until_ctrl_c(command: Command, tmp_path: Path) -> None:
     """At the address that is printed, in the scope that is named; then it ends in peace."""
     memory = SQLiteSessionMemory(tmp_path / "chat.db")
     await memory.scoped("a").append_to_session("mine", [user("hello from a")])
     await memory.scoped("b").append_to_session("theirs", [user("hello from b")])
     await memory.cleanup()
-    with command(tmp_path, "--memory", "chat.db", "--scope", "a", "--json") as process:
+    with command("--memory", "chat.db", "--scope", "a", "--json") as process:
         try:
             assert process.stdout is not None
             address = json.loads(process.stdout.readline())["address"]
@@ -46,14 +46,14 @@ async def test_the_page_is_served_until_ctrl_c(tmp_path: Path) -> None:
             assert "hello from b" not in text
             assert "read only" in text
         finally:
-            process.send_signal(signal.SIGINT)
+            process.signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
 
 
-def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_not_made(command: Command, tmp_path: Path) -> None:
     """One line says so."""
-    with command(tmp_path, "--memory", "none.db") as process:
+    with command("--memory", "none.db") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert said.startswith("session-middleware: ")
@@ -61,8 +61,8 @@ def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trace_url_without_a_trace_is_refused(tmp_path: Path) -> None:
-    with command(tmp_path, "--memory", ":memory:", "--trace-url", "http://t.example/") as process:
+def test_a_trace_url_without_a_trace_is_refused(command: Command) -> None:
+    with command("--memory", ":memory:", "--trace-url", "http://t.example/") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "{trace_id}" in said

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 from session_middleware import open_memory, session_scope
 from session_middleware.conformance.steps import acquire, end
 from tests.support.postgres import make_database
+from tests.support.programs import PIPE, Program, Programs
 from tests.support.valkey import own_prefix
 
 WRITERS = 5
@@ -100,17 +99,12 @@ def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def start(shared_url: str) -> Any:
+def start(programs: Programs, shared_url: str) -> Any:
     """Start a program on that storage; all are ended with the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Program] = []
 
-    def run(program: str, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, shared_url, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def run(program: str, *arguments: str) -> Program:
+        process = programs.start("-c", program, shared_url, *arguments, stdin=PIPE, stdout=PIPE)
         started.append(process)
         return process
 
@@ -120,12 +114,12 @@ def start(shared_url: str) -> Any:
         process.communicate()
 
 
-def _line(process: subprocess.Popen[str]) -> str:
+def _line(process: Program) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
-def test_writers_take_turns(start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_writers_take_turns(start: Callable[..., Program]) -> None:
     """While one waits, each of the others gets the session a few times at most.
 
     Once is the rule. More often, as one asks some time before its ticket is in the storage, which
@@ -147,7 +141,7 @@ def test_writers_take_turns(start: Callable[..., subprocess.Popen[str]]) -> None
 
 
 async def test_a_waiter_that_dies_keeps_nobody_waiting(
-    start: Callable[..., subprocess.Popen[str]], shared_url: str
+    start: Callable[..., Program], shared_url: str
 ) -> None:
     """The ticket of a process that was killed dies soon, and the next one gets the session."""
     memory: Any = open_memory(shared_url)
@@ -163,7 +157,7 @@ async def test_a_waiter_that_dies_keeps_nobody_waiting(
 
 
 async def test_a_takeover_by_another_process_wakes_who_waits_here(
-    start: Callable[..., subprocess.Popen[str]], shared_url: str
+    start: Callable[..., Program], shared_url: str
 ) -> None:
     """A turn that lost its session keeps nobody of its process waiting, though it goes on."""
     memory: Any = open_memory(shared_url, lease=0.9)

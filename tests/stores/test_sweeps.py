@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import secrets
-import subprocess
-import sys
 import weakref
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -30,6 +28,7 @@ from session_middleware.conformance.steps import acquire, end, refused
 from session_middleware.stores import sweeps
 from session_middleware.stores.protocol import TTL
 from tests.support.conditions import until
+from tests.support.programs import Programs
 
 HOUR = 3600.0
 
@@ -174,15 +173,10 @@ asyncio.run(main())
 """
 
 
-def test_the_process_ends_beside_a_sweep(tmp_path: Path) -> None:
+def test_the_process_ends_beside_a_sweep(programs: Programs, tmp_path: Path) -> None:
     """At once, and without a word."""
     urls = [":memory:?ttl=60", f"sqlite:///{tmp_path / 'chat.db'}?ttl=60"]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _FORGETFUL, *urls],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = programs.run("-W", "error", "-c", _FORGETFUL, *urls, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -17,9 +17,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 
 from session_middleware.telemetry import Telemetry, TurnTelemetry
+from tests.support.programs import Programs
 
 
-def test_the_global_providers_are_found_at_run_time() -> None:
+def test_the_global_providers_are_found_at_run_time(programs: Programs) -> None:
     """Providers set after the import, and after a first turn without any, get the next turns."""
     program = """
 import json
@@ -51,9 +52,7 @@ print(json.dumps({
     "metrics": sorted(m.name for scope in resource.scope_metrics for m in scope.metrics),
 }))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = programs.run("-c", program)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "spans": [["search_memory", "after"], ["session_turn chat", "after"]],

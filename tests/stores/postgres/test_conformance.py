@@ -14,13 +14,14 @@ from session_middleware import PostgresSessionMemory
 from session_middleware.conformance import MemoryConformance
 from session_middleware.memory import SessionMemory
 from session_middleware.stores.records import Item
+from tests.support.forked_peers import ForkedPeers
 from tests.support.limits import little_time
 from tests.support.postgres_proxy import PostgresProxy
 
 TABLES = ("session", "turn", "run", "item", "park", "call", "tombstone", "ticket")
 
 
-class TestPostgres(MemoryConformance):
+class TestPostgres(ForkedPeers, MemoryConformance):
     @pytest.fixture(autouse=True)
     def on_a_database(self, postgres_url: str) -> Iterator[None]:
         self.direct = postgres_url

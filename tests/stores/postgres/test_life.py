@@ -19,6 +19,7 @@ from session_middleware.conformance.samples import user
 from session_middleware.conformance.steps import acquire, refused
 from session_middleware.errors import SessionBusy
 from tests.support.conditions import until
+from tests.support.programs import Programs
 
 CONNECTIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
@@ -134,9 +135,10 @@ with asyncio.Runner() as runner:
 """
 
 
-def test_a_forked_child_has_connections_of_its_own(postgres_url: str) -> None:
+def test_a_forked_child_has_connections_of_its_own(programs: Programs, postgres_url: str) -> None:
     """Parent and child go on, and neither writes into the other's connection."""
-    subprocess.run([sys.executable, "-c", _FORKING, postgres_url], check=True, timeout=100)
+    done = programs.run("-c", _FORKING, postgres_url, timeout=100)
+    assert done.returncode == 0, done.stderr
     memory = PostgresSessionMemory(postgres_url)
     said = [item["content"] for item in asyncio.run(memory.load_session("s"))]
     assert said == ["parent 1", "child", "parent 2"]

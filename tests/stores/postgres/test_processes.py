@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Any
 
 import pytest
 
 from session_middleware import history
+from tests.support.programs import Programs
 
 _WRITER = """
 import asyncio, sys, time
@@ -32,15 +32,12 @@ asyncio.run(main())
 """
 
 
-async def _write(memory: Any, url: str, turns: int) -> None:
+async def _write(programs: Programs, memory: Any, url: str, turns: int) -> None:
     clocks = (("a", "0"), ("b", "180"), ("c", "-600"), ("d", "90"))
     writers = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _WRITER, url, name, str(turns), wrong_by
-        )
-        for name, wrong_by in clocks
+        programs.start("-c", _WRITER, url, name, str(turns), wrong_by) for name, wrong_by in clocks
     ]
-    assert await asyncio.gather(*(writer.wait() for writer in writers)) == [0, 0, 0, 0]
+    assert [await asyncio.to_thread(writer.wait) for writer in writers] == [0, 0, 0, 0]
     records = await memory.turns("s")
     assert [record.state for record in records] == ["completed"] * 4 * turns
     items = await memory.load_items("s")
@@ -53,13 +50,17 @@ async def _write(memory: Any, url: str, turns: int) -> None:
         assert record.items[3]["content"][0]["text"] == said
 
 
-async def test_four_processes_on_one_session(memory: Any, postgres_url: str) -> None:
+async def test_four_processes_on_one_session(
+    programs: Programs, memory: Any, postgres_url: str
+) -> None:
     """Their turns are whole and none is lost, whatever their clocks say."""
-    await _write(memory, postgres_url, 4)
+    await _write(programs, memory, postgres_url, 4)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-async def test_four_processes_with_a_hundred_turns_each(memory: Any, postgres_url: str) -> None:
+async def test_four_processes_with_a_hundred_turns_each(
+    programs: Programs, memory: Any, postgres_url: str
+) -> None:
     """The same, with 400 turns."""
-    await _write(memory, postgres_url, 100)
+    await _write(programs, memory, postgres_url, 100)

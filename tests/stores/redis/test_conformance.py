@@ -16,12 +16,13 @@ from session_middleware.memory import SessionMemory
 from session_middleware.stores.records import Item
 from session_middleware.stores.redis import RedisSessionMemory
 from session_middleware.stores.redis.keys import Keys
+from tests.support.forked_peers import ForkedPeers
 from tests.support.limits import little_time
 from tests.support.proxy import proxy_to
 from tests.support.valkey import own_prefix
 
 
-class TestRedis(MemoryConformance):
+class TestRedis(ForkedPeers, MemoryConformance):
     @pytest.fixture(autouse=True)
     def on_a_server(self, redis_url: str) -> Iterator[None]:
         self.prefix = own_prefix()

@@ -30,6 +30,7 @@ from session_middleware.stores.redis import RedisSessionMemory, connections, lin
 from session_middleware.stores.redis.keys import Keys
 from tests.support import ROOT
 from tests.support.conditions import until
+from tests.support.programs import Programs
 from tests.support.valkey import ValkeyServer, own_prefix, valkey_server, wait_until
 
 MakeMemory = Callable[..., RedisSessionMemory]
@@ -300,7 +301,7 @@ def test_one_memory_serves_threads_and_loops(redis_url: str) -> None:
 
 @pytest.mark.parametrize("how", ["returns", "raises", "forks"])
 def test_a_program_that_closes_nothing_ends_at_once(
-    redis_url: str, raw: redis.Redis, how: str
+    programs: Programs, redis_url: str, raw: redis.Redis, how: str
 ) -> None:
     """It says nothing, its session is free at once, and a forked child goes on with its own."""
     prefix = own_prefix()
@@ -324,9 +325,7 @@ if {how!r} == "forks":
 if {how!r} == "raises":
     raise SystemExit(3)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, timeout=60
-    )
+    done = programs.run("-W", "always", "-c", script, timeout=60)
     assert done.stderr == ""
     assert done.returncode == (3 if how == "raises" else 0)
     assert done.stdout == ("3\n" if how == "forks" else "")

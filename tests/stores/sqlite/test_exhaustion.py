@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
 from tests.support.faults import Faults, needs_compiler
+from tests.support.programs import Programs, forking_programs
 from tests.support.store_scripts import Scripts
 
 pytestmark = needs_compiler
@@ -102,10 +100,20 @@ def test_code_without_a_loop_is_told_that_no_thread_can_start(scripts, faults):
     assert out.split() == ["RuntimeError"]
 
 
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    """Faults, and programs that meet them."""
+    folder = tmp_path_factory.mktemp("limited")
+    faults = Faults(folder / "chat.db", folder)
+    with forking_programs(faults.environment) as path:
+        yield faults, Programs(path)
+
+
 @pytest.mark.parametrize("kind", ["run", "run_sync"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_run_may_forget_that_no_thread_can_start(faults, tmp_path, kind, nth):
+def test_a_run_may_forget_that_no_thread_can_start(limited, tmp_path, kind, nth):
     """With on_unavailable="forget" a run goes on without memory, and the next one has it."""
+    faults, programs = limited
     faults.arm("thread", nth, times=2)
     script = f"""
 import asyncio, sys
@@ -127,14 +135,8 @@ for _ in range(3):
         result = run(local_agent(), "Hi", session_id="s")
     print(result.final_output)
 """
-    environment = {**faults.environment, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "chat.db")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = programs.run("-c", script, str(tmp_path / "chat.db"))
+    faults.disarm()
     assert done.stderr == ""
     answers = done.stdout.splitlines()
     assert answers[0] == "I have heard 1 message from you."
