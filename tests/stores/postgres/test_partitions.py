@@ -1,4 +1,4 @@
-"""Tables that are partitioned by hash of the session, as ``schema --partitions 16`` makes them."""
+"""Tables that are partitioned by hash of the session, as ``schema --partitions 4`` makes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from session_middleware.memory import SessionMemory
 from session_middleware.stores.records import Item
 from tests.support.postgres import make_database
 
-PARTITIONS = 16
+PARTITIONS = 4  # every statement plans for each of them
 TABLES = ("session", "turn", "run", "item", "park", "call", "ticket")
 
 
@@ -52,8 +52,11 @@ class TestPartitioned(MemoryConformance):
     @pytest.fixture(autouse=True)
     async def on_empty_tables(self, partitioned_url: str) -> None:
         self.url = partitioned_url
-        tables = ", ".join(f"session_middleware_{name}" for name in (*TABLES, "tombstone"))
-        await rows(self.url, f"TRUNCATE {tables}")
+        # Quicker than TRUNCATE, which makes new files of every part and its indexes.
+        tables = [f"session_middleware_{name}" for name in (*TABLES, "tombstone")]
+        connection: Any = await asyncpg.connect(self.url)
+        await connection.execute("; ".join(f"DELETE FROM {table}" for table in tables))
+        await connection.close()
 
     def make_memory(self) -> SessionMemory:
         return PostgresSessionMemory(self.url, migrate=False, lease=3)
