@@ -12,12 +12,14 @@ import pytest_session_middleware
 import session_middleware
 from session_middleware import testing
 from tests.support import ROOT
+from tests.support.programs import Programs
+from tests.testing.test_plugin import run
 
 PAGE = (ROOT / "docs" / "guides" / "testing.md").read_text()
 
 
 def test_the_tests_of_the_page_pass(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, programs: Programs
 ) -> None:
     """Its blocks are one test module."""
     monkeypatch.delenv("SESSION_MIDDLEWARE_MEMORY", raising=False)
@@ -25,7 +27,7 @@ def test_the_tests_of_the_page_pass(
     module = "\n".join(blocks)
     pytester.makepyfile(test_page=module)
     tests = re.findall(r"^def (test_\w+)", module, re.MULTILINE)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result = run(programs, pytester)
     # Two of them run twice: on each backend without a server, and over each API.
     result.assert_outcomes(passed=len(tests) + 2)
     assert not (pytester.path / "agent_sessions.db").exists()

@@ -1,15 +1,23 @@
-"""The plugin in suites of other people, each run by pytest in a process of its own."""
+"""The plugin in suites of other people, each run by pytest in a process of its own.
+
+Most of these are forked from one that has imported the SDK; two whose subject is an import, and one
+that starts workers, are interpreters.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import Any
 
 import pytest
 
 import pytest_session_middleware
 from tests.support.postgres import make_database
+from tests.support.programs import Programs
 
 SUITE = """
 import asyncio
@@ -25,6 +33,7 @@ async def chat(text):
     return (await Runner.run(local_agent(), text)).final_output
 """
 
+OTHERS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # that one takes a second
 STRICT = ("-W", "error", "-p", "no:asyncio")  # that plugin warns of its own options
 
 
@@ -37,11 +46,28 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     return pytester
 
 
-def passes(suite: pytest.Pytester, *arguments: str, **counts: int) -> pytest.RunResult:
-    plugins = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # that one takes a second
-    result = suite.runpytest_subprocess(*plugins, *arguments)
-    result.assert_outcomes(**counts)
-    return result
+def run(programs: Programs, suite: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """Run the suite."""
+    # Nothing of what was imported before pytest came is anything of ours.
+    imported = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+    began = time.perf_counter()
+    command = ("-m", "pytest", f"--basetemp={suite.path}/temporary", *OTHERS, *arguments, *imported)
+    done = programs.run(*command, cwd=suite.path, timeout=100)
+    print(done.stdout, done.stderr)
+    lines = (done.stdout.splitlines(), done.stderr.splitlines())
+    return pytest.RunResult(done.returncode, *lines, time.perf_counter() - began)
+
+
+@pytest.fixture
+def passes(programs: Programs, suite: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Run the suite with some arguments, and compare its outcomes."""
+
+    def check(*arguments: str, **counts: int) -> pytest.RunResult:
+        result = run(programs, suite, *arguments)
+        result.assert_outcomes(**counts)
+        return result
+
+    return check
 
 
 def test_pytest_finds_it() -> None:
@@ -63,7 +89,7 @@ def test_a_suite_that_does_not_use_it(suite: pytest.Pytester) -> None:
             assert own.isdisjoint(request.fixturenames)
         """
     )
-    passes(suite, *STRICT, passed=1)
+    suite.runpytest_subprocess(*OTHERS, *STRICT).assert_outcomes(passed=1)
 
 
 def test_memory_true_is_a_memory_of_the_test(suite: pytest.Pytester) -> None:
@@ -107,10 +133,10 @@ def test_afterwards():
     assert Path("agent_sessions.db").exists()
 """
     )
-    passes(suite, *STRICT, passed=5)
+    suite.runpytest_subprocess(*OTHERS, *STRICT).assert_outcomes(passed=5)
 
 
-def test_a_whole_suite_with_one_line(suite: pytest.Pytester) -> None:
+def test_a_whole_suite_with_one_line(suite: pytest.Pytester, passes: Any) -> None:
     """pytest's own option usefixtures isolates tests that name no fixture."""
     suite.makepyfile(
         SUITE
@@ -123,21 +149,23 @@ def test_again():
 """
     )
     suite.makeini("[pytest]\nusefixtures = session_memory")
-    passes(suite, passed=2)
+    passes(passed=2)
     assert not (suite.path / "agent_sessions.db").exists()
 
 
-@pytest.mark.parametrize("fixture", ["scripted_agent", "local_agent", "fail_at", "lease_clock"])
-def test_any_fixture_isolates(suite: pytest.Pytester, fixture: str) -> None:
+def test_any_fixture_isolates(suite: pytest.Pytester, passes: Any) -> None:
     """A test that asks for any fixture of the plugin writes no agent_sessions.db."""
-    suite.makepyfile(
-        SUITE
-        + f"""
+    for fixture in ("scripted_agent", "local_agent", "fail_at", "lease_clock"):
+        test = (
+            SUITE
+            + f"""
 def test_it({fixture}):
     asyncio.run(chat("Hi", session_id="s"))
+    assert not Path("agent_sessions.db").exists()
 """
-    )
-    passes(suite, passed=1)
+        )
+        suite.makepyfile(**{f"test_{fixture}": test})
+    passes(passed=4)
     assert not (suite.path / "agent_sessions.db").exists()
 
 
@@ -151,7 +179,7 @@ async def test_once_more(each_session_memory):
 """
 
 
-def test_each_backend_without_servers(suite: pytest.Pytester) -> None:
+def test_each_backend_without_servers(suite: pytest.Pytester, passes: Any) -> None:
     """In memory and on a file; tests of a server are skipped with the variable that names it."""
     suite.makepyfile(
         SUITE
@@ -162,12 +190,13 @@ def test_servers(postgres_session_memory, redis_session_memory):
 """
     )
     suite.makeini("[pytest]\nasyncio_mode = auto")
-    result = passes(suite, "-rs", passed=4, skipped=1)
+    result = passes("-rs", passed=4, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*SESSION_MIDDLEWARE_TEST_POSTGRES_URL names no server"])
 
 
 async def test_each_backend_with_servers(
     suite: pytest.Pytester,
+    passes: Any,
     monkeypatch: pytest.MonkeyPatch,
     postgres_server_url: str,
     redis_url: str,
@@ -216,7 +245,7 @@ async def say_hello():
     suite.makeini("[pytest]\nasyncio_mode = auto")
     with redis.Redis.from_url(redis_url) as client:
         before = client.dbsize()
-        passes(suite, passed=11)
+        passes(passed=11)
         assert client.dbsize() == before
     connection = await asyncpg.connect(url)
     left = await connection.fetch("SELECT 1 FROM pg_namespace WHERE nspname LIKE 'test_%'")
@@ -224,7 +253,9 @@ async def say_hello():
     assert left == []
 
 
-def test_the_clock_is_not_for_memories_whose_leases_never_end(suite: pytest.Pytester) -> None:
+def test_the_clock_is_not_for_memories_whose_leases_never_end(
+    suite: pytest.Pytester, passes: Any
+) -> None:
     """It says so, instead of doing nothing."""
     suite.makepyfile(
         SUITE
@@ -244,10 +275,10 @@ def test_it(each_session_memory, lease_clock):
         asyncio.run(lease_clock.advance(60))
 """
     )
-    passes(suite, passed=6)
+    passes(passed=6)
 
 
-def test_the_other_fixtures(suite: pytest.Pytester) -> None:
+def test_the_other_fixtures(programs: Programs, suite: pytest.Pytester) -> None:
     """A provider, agents, faults and a busy session, in one test each."""
     suite.makepyfile(
         SUITE
@@ -298,7 +329,7 @@ def test_a_message(session_memory):
     asyncio.run(assert_session(session_memory, "s", texts=["Hello"]))
 """
     )
-    result = suite.runpytest_subprocess("-p", "no:cacheprovider")
+    result = run(programs, suite)
     result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines(
         ["E *AssertionError: other texts than expected", "E *  expected *'Hello'*", "E *    U  Hi"]
@@ -306,7 +337,7 @@ def test_a_message(session_memory):
     result.stdout.no_fnmatch_line("*assertions.py:*: AssertionError*")
 
 
-def test_the_fixtures_of_a_suite_go_first(suite: pytest.Pytester) -> None:
+def test_the_fixtures_of_a_suite_go_first(suite: pytest.Pytester, passes: Any) -> None:
     """A fixture of the same name in a suite is the one that its tests get."""
     suite.makepyfile(
         """
@@ -320,7 +351,7 @@ def test_the_fixtures_of_a_suite_go_first(suite: pytest.Pytester) -> None:
             assert session_memory == "mine"
         """
     )
-    passes(suite, passed=1)
+    passes(passed=1)
 
 
 def test_its_import_is_cheap() -> None:
