@@ -8,8 +8,6 @@ own options. A test whose subject is an import or the start of a process starts 
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import fcntl
 import gc
 import io
@@ -41,7 +39,6 @@ _IMPORTED = (
     *("asyncpg", "redis.asyncio", "hiredis", "fastapi", "uvicorn"),
 )
 
-_imported: list[str] = []
 _PATIENCE = 60.0  # seconds; a busy machine takes its time
 _NUMBER = struct.Struct("q")
 
@@ -277,8 +274,7 @@ def serve(path: str, attend: Callable[[Any], NoReturn]) -> NoReturn:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(64)
-    gc.freeze()
-    _imported.extend(set(sys.modules) - {"__main__", "builtins", "sys"})
+    gc.freeze()  # no program looks through what was imported
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
     waiting.register(0, select.POLLIN)
@@ -291,15 +287,6 @@ def serve(path: str, attend: Callable[[Any], NoReturn]) -> NoReturn:
         _bury()
     _bury()
     os._exit(0)
-
-
-@atexit.register  # before anything else is, so that it is the last
-def _keep_what_was_imported() -> None:
-    """An interpreter that ends takes its modules apart; here those of the program alone."""
-    for name in _imported:
-        kept = sys.modules.pop(name, None)
-        if kept is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
 
 
 def _bury() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -201,12 +203,11 @@ async def test_a_memory_that_nobody_refers_to_closes_its_connections(
     memory = PostgresSessionMemory(postgres_url)
     async with session_scope("s", memory=memory):
         pass
+    gone = weakref.ref(memory)
     del memory
+    await until(lambda: (gc.collect(), gone() is None)[1])
 
     async def is_gone() -> bool:
-        import gc
-
-        gc.collect()
         return bool(await psql.fetchval(CONNECTIONS) <= before)
 
     async with asyncio.timeout(60):
