@@ -2,12 +2,13 @@
 
 ``python -m tests.support.command_line SOCKET`` imports everything once, and forks a process for
 each command: see ``tests/support/programs.py``. Such a process is one in every respect but the
-imports; ``tests/cli/test_demo.py`` starts some the long way, too.
+imports, which it does not take apart either; ``tests/cli/test_demo.py`` starts some the long way.
 """
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.support import ROOT
-from tests.support.programs import PIPE, Ended, Program, Programs, forking, outputs, serve
+from tests.support.programs import (
+    PIPE,
+    Ended,
+    Program,
+    Programs,
+    end_early,
+    forking,
+    outputs,
+    serve,
+)
 
 
 class CommandLine:
@@ -94,13 +104,13 @@ def command_line(programs: Programs) -> Iterator[CommandLine]:
 
 
 def _import_everything() -> None:
-    import session_middleware.cli.commands as commands
+    import session_middleware
 
-    for module, _ in commands._COMMANDS.values():
-        __import__(f"session_middleware.cli.{module}")
+    ours = pkgutil.walk_packages(session_middleware.__path__, "session_middleware.")
+    names = [module.name for module in ours if not module.name.endswith("__main__")]
     # Also what is imported late: another user may not read the folder that it is in.
-    late = ("ctypes", "rich.console", "rich.progress", "rich.table")
-    for name in (*late, "sqlite3", "aiosqlite", "structlog", "session_middleware.stores.sqlite"):
+    late = ("ctypes", "rich.console", "rich.progress", "rich.table", "sqlite3", "structlog")
+    for name in (*names, *late):
         __import__(name)
 
 
@@ -119,7 +129,7 @@ def _run(order: Mapping[str, Any]) -> NoReturn:
         resource.setrlimit(getattr(resource, name), (value, value))
     from session_middleware.cli import main
 
-    sys.exit(main(order["arguments"]))
+    end_early(main(order["arguments"]))
 
 
 if __name__ == "__main__":
