@@ -57,6 +57,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+_whole_collections = 0
+
+
+def pytest_runtest_logfinish() -> None:
+    """Nor does one look again, in a later test, at what has outlived a collection of everything."""
+    global _whole_collections
+    until_now = gc.get_stats()[2]["collections"]
+    if until_now != _whole_collections:
+        _whole_collections = until_now
+        gc.collect(1)
+        gc.freeze()
+
+
 # --- tracing -------------------------------------------------------------------------------
 
 
