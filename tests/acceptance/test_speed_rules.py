@@ -255,12 +255,13 @@ async def test_nothing_is_done_while_the_model_thinks(memory: SQLiteSessionMemor
 async def test_a_commit_that_must_flush_writes_to_the_file(memory: SQLiteSessionMemory) -> None:
     """SQLite does not flush for a commit that has nothing to write."""
     log = f"{memory.path}-wal"
-    request = AcquireRequest("s", datetime.now(UTC), input=RunItems(1, 0, ['{"role": "user"}']))
-    await memory.acquire(request)
-    written, before = os.stat(log).st_size, memory.stats()["synced"]
-    await memory._write(lambda connection: None, Durability.FLUSHED)
-    assert os.stat(log).st_size > written
-    assert memory.stats()["synced"] == before + 1
+    for session_id in ("a", "b"):
+        given = RunItems(1, 0, ['{"role": "user"}'])
+        await memory.acquire(AcquireRequest(session_id, datetime.now(UTC), input=given))
+        written, before = os.stat(log).st_size, memory.stats()["synced"]
+        await memory._write(lambda connection: None, Durability.FLUSHED)
+        assert os.stat(log).st_size > written
+        assert memory.stats()["synced"] == before + 1
     written = os.stat(log).st_size
     await memory._write(lambda connection: None, Durability.FLUSHED)  # all is flushed already
     assert os.stat(log).st_size == written

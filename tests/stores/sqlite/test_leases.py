@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import subprocess
 import sys
@@ -232,6 +233,22 @@ async def test_cleanup_frees_what_it_held_and_closes(path):
         assert (await other.acquire(request_for())).lease.turn == 2
         assert (await other.turns("a"))[1].state == "abandoned"
         assert await other.load_session("a") == [user("1")]
+
+
+async def test_cleanup_closes_what_was_opened_for_reads_that_failed(memory, monkeypatch):
+    """The connection for writes is opened first, also where only a read was asked for."""
+    database = memory._database
+
+    async def fail() -> None:
+        await database.writes._connection()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(database.reads, "_connect", fail)
+    with pytest.raises(MemoryUnavailable):
+        await memory.load_session("a")
+    assert database.writes.opened
+    await memory.cleanup()
+    assert not database.writes.opened
 
 
 async def test_cleanup_before_the_first_use_opens_nothing(path):
