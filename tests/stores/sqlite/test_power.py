@@ -149,6 +149,37 @@ def test_a_disk_that_never_flushes_again_acknowledges_nothing(scripts, faults, l
     assert wrong == []
 
 
+def test_both_connections_are_opened_anew_behind_a_flush_that_failed(scripts, faults):
+    """One that stays open keeps the log, with what its pages were before."""
+    out = scripts.run(
+        """
+        memory = SQLiteSessionMemory(path)
+        def note(name, connect):
+            async def noted():
+                say(name)
+                return await connect()
+            return noted
+        async def main():
+            await memory.append_to_session("a", [user("1")])
+            await memory.load_session("a")
+            database = memory._database
+            database.writes._connect = note("writes", database.writes._connect)
+            database.reads._connect = note("reads", database.reads._connect)
+            say("armed")
+            input()
+            try:
+                await memory.append_to_session("a", [user("2")])
+            except MemoryUnavailable:
+                say("unavailable")
+            await memory.append_to_session("a", [user("3")])
+            say(len(await memory.load_session("a")))
+        asyncio.run(main())
+        """,
+        meanwhile=lambda: faults.arm("fsync", 1),
+    )
+    assert sorted(out.split()) == sorted(["armed", "unavailable", "writes", "reads", "2"])
+
+
 def test_another_reader_keeps_a_torn_log_from_being_trusted(scripts, faults, tmp_path):
     """As long as the log cannot be emptied, nothing is acknowledged; then everything is."""
     out = scripts.run(
