@@ -49,25 +49,28 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 4 if whole and config.option.markexpr.startswith("not ") else 0
 
 
+def _whole_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
+
+
+_until_now: list[int] = []
+
+
 def pytest_collection_finish() -> None:
     """No collection of garbage looks at what is there before the first test: it takes seconds."""
     import hypothesis  # noqa: F401 - asks what refers to its objects, as long as that is told
 
     gc.collect()
     gc.freeze()
-
-
-_whole_collections = 0
+    _until_now[:] = [_whole_collections()]
 
 
 def pytest_runtest_logfinish() -> None:
     """Nor does one look again, in a later test, at what has outlived a collection of everything."""
-    global _whole_collections
-    until_now = gc.get_stats()[2]["collections"]
-    if until_now != _whole_collections:
-        _whole_collections = until_now
+    if _until_now and _until_now != [_whole_collections()]:  # not where other processes run tests
         gc.collect(1)
         gc.freeze()
+        _until_now[:] = [_whole_collections()]
 
 
 # --- tracing -------------------------------------------------------------------------------
@@ -193,7 +196,7 @@ _until_the_run_ends = ExitStack()
 
 @cache
 def _forks_programs() -> str:
-    return _until_the_run_ends.enter_context(forking_programs())
+    return _until_the_run_ends.enter_context(forking_programs()).path
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -210,8 +213,8 @@ def pytest_unconfigure() -> None:
 def programs(request: pytest.FixtureRequest) -> Iterator[Programs]:
     """Starts programs by a fork, not as interpreters that import everything anew."""
     for_all = getattr(request.config, "workerinput", {}).get("forks_programs")
-    with nullcontext(for_all) if for_all else forking_programs() as path:
-        yield Programs(path)
+    with nullcontext(Programs(for_all)) if for_all else forking_programs() as made:
+        yield made
 
 
 # --- servers -------------------------------------------------------------------------------

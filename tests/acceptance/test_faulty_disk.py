@@ -22,7 +22,7 @@ from tests.support.faults.shim import Call, Outcome
 from tests.support.forks import Script, fork_server
 from tests.support.interruptions import noting_agent, shape, violations
 from tests.support.processes import PATIENCE
-from tests.support.programs import Program, Programs, forking_programs
+from tests.support.programs import Program, forking_programs
 
 pytestmark = needs_compiler
 
@@ -79,8 +79,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("faulty")
     faults = Faults(folder / "chat", folder)
     with (
-        forking_programs(faults.environment) as path,
-        fork_server(Programs(path)) as server,
+        forking_programs(faults.environment) as programs,
+        fork_server(programs) as server,
     ):
         yield Stage(folder, faults, server)
 

@@ -8,9 +8,8 @@ imports, which it does not take apart either; ``tests/cli/test_demo.py`` starts 
 from __future__ import annotations
 
 import os
-import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ from tests.support.programs import (
     Programs,
     end_early,
     forking,
+    import_all_of_ours,
     outputs,
     serve,
 )
@@ -33,10 +33,11 @@ class CommandLine:
 
     Args:
         path: the socket on which the process listens that forks.
+        poll: whether that process has ended.
     """
 
-    def __init__(self, path: str) -> None:
-        self._programs = Programs(path)
+    def __init__(self, path: str, poll: Callable[[], int | None]) -> None:
+        self._programs = Programs(path, poll)
 
     def start(
         self,
@@ -96,21 +97,17 @@ def command_line(programs: Programs) -> Iterator[CommandLine]:
         module = ("-W", "error", "-m", "tests.support.command_line", path)
         return programs.start(*module, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=PIPE)
 
-    with forking(start) as path:
-        yield CommandLine(path)
+    with forking(start) as (path, poll):
+        yield CommandLine(path, poll)
 
 
 # --- the process that forks ------------------------------------------------------------------
 
 
 def _import_everything() -> None:
-    import session_middleware
-
-    ours = pkgutil.walk_packages(session_middleware.__path__, "session_middleware.")
-    names = [module.name for module in ours if not module.name.endswith("__main__")]
+    import_all_of_ours()
     # Also what is imported late: another user may not read the folder that it is in.
-    late = ("ctypes", "rich.console", "rich.progress", "rich.table", "sqlite3", "structlog")
-    for name in (*names, *late):
+    for name in ("ctypes", "rich.console", "rich.progress", "rich.table", "sqlite3", "structlog"):
         __import__(name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -46,7 +47,7 @@ from session_middleware import (
 from session_middleware.effects import UNKNOWN_TEXT
 from tests.support import ROOT
 from tests.support.conditions import until
-from tests.support.programs import PIPE, Programs
+from tests.support.programs import PIPE, Programs, import_all_of_ours
 
 NAMES = ("mail", "charge", "ship")
 
@@ -359,4 +360,6 @@ def _fork_workers() -> None:
 
 
 if __name__ == "__main__":
+    import_all_of_ours()
+    gc.freeze()
     _fork_workers()

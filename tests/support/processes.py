@@ -40,6 +40,7 @@ from session_middleware import (
 from session_middleware.stores.sqlite import memory as sqlite_memory
 from tests.support.conditions import until
 from tests.support.interruptions import NotingModel, noting_agent
+from tests.support.programs import import_all_of_ours
 
 SHORT_LEASE = 0.5
 PATIENCE = 600
@@ -421,6 +422,7 @@ def serve() -> tuple[str, list[str]]:
 
 if __name__ == "__main__":
     set_tracing_disabled(True)
+    import_all_of_ours()
     name, arguments = serve()
     globals()[name](*arguments)
     say("finished")

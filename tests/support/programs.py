@@ -14,6 +14,7 @@ import gc
 import io
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -27,7 +28,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -148,17 +149,20 @@ class Programs:
 
     Args:
         path: the socket on which the process listens that forks.
+        poll: whether that process has ended, where its parent asks.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, poll: Callable[[], int | None] = lambda: None) -> None:
+        self.path = path
+        self._poll = poll
 
     def order(self, descriptors: tuple[int, int, int], **order: Any) -> Program:
         """Start a program with these as its input, output and error."""
         connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + _PATIENCE
-        while connection.connect_ex(self._path) != 0:  # the process still imports
-            assert time.monotonic() < deadline, "the process that forks programs did not start"
+        while connection.connect_ex(self.path) != 0:  # the process still imports
+            ended = self._poll() is not None or time.monotonic() > deadline
+            assert not ended, "the process that forks programs did not start"
             time.sleep(0.02)
         _send(connection, descriptors, order)
         return Program(connection)
@@ -252,19 +256,28 @@ def outputs(given: bytes) -> Iterator[tuple[tuple[int, int, int], Callable[[], t
 
 
 @contextmanager
-def forking(start: Callable[[str], Any]) -> Iterator[str]:
-    """The socket of a process that forks, which ``start`` starts; it ends with its input."""
+def forking(start: Callable[[str], Any]) -> Iterator[tuple[str, Callable[[], int | None]]]:
+    """The socket of a process that forks, which ``start`` starts, and whether that has ended.
+
+    It ends with its input.
+    """
     with tempfile.TemporaryDirectory() as folder, start(f"{folder}/socket") as server:
-        yield f"{folder}/socket"
-        server.stdin.close()
+        try:
+            yield f"{folder}/socket", server.poll
+        finally:
+            server.stdin.close()
 
 
-def forking_programs(environment: Mapping[str, str] = os.environ) -> AbstractContextManager[str]:
-    """The socket of a process that forks programs."""
+@contextmanager
+def forking_programs(environment: Mapping[str, str] = os.environ) -> Iterator[Programs]:
+    """A process that forks programs, for the block."""
     command = [sys.executable, __file__]
-    return forking(
-        lambda path: subprocess.Popen([*command, path], env=environment, stdin=subprocess.PIPE)
-    )
+
+    def start(path: str) -> Any:
+        return subprocess.Popen([*command, path], env=environment, stdin=subprocess.PIPE)
+
+    with forking(start) as (path, poll):
+        yield Programs(path, poll)
 
 
 # --- the process that forks ------------------------------------------------------------------
@@ -353,6 +366,15 @@ def become(order: Mapping[str, Any], descriptors: list[int]) -> None:
     sys.stderr = io.TextIOWrapper(error, line_buffering=True, errors="backslashreplace")
 
 
+def import_all_of_ours() -> None:
+    """Import every module of this package, for a process that forks what uses it."""
+    import session_middleware
+
+    for module in pkgutil.walk_packages(session_middleware.__path__, "session_middleware."):
+        if not module.name.endswith("__main__"):
+            __import__(module.name)
+
+
 def end_early(code: int) -> NoReturn:
     """End this process as the interpreter does up to where it takes its modules apart.
 
@@ -404,9 +426,9 @@ def _main(path: str) -> NoReturn:
     for name in _IMPORTED:
         with suppress(ImportError):
             __import__(name)
-    import openai
+    from agents.models.openai_provider import shared_http_client
 
-    openai.AsyncOpenAI(api_key="none")  # imports what it needs when there is one, as each run does
+    shared_http_client()  # each run has it, and it imports what it needs when it is made
     before = list(sys.path)
     serve(path, lambda order: _run(order, before))
 

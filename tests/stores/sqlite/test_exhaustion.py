@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.faults import Faults, needs_compiler
-from tests.support.programs import Programs, forking_programs
+from tests.support.programs import forking_programs
 from tests.support.store_scripts import Scripts
 
 pytestmark = needs_compiler
@@ -105,8 +105,8 @@ def limited(tmp_path_factory):
     """Faults, and programs that meet them."""
     folder = tmp_path_factory.mktemp("limited")
     faults = Faults(folder / "chat.db", folder)
-    with forking_programs(faults.environment) as path:
-        yield faults, Programs(path)
+    with forking_programs(faults.environment) as programs:
+        yield faults, programs
 
 
 @pytest.mark.parametrize("kind", ["run", "run_sync"])
