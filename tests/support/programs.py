@@ -180,7 +180,7 @@ class Programs:
 
         Args:
             arguments: as those of the interpreter: a file, ``-c`` or ``-m``, and ``-W`` before.
-            stdin, stdout, stderr: as those of ``subprocess.Popen``; text that nobody buffers.
+            stdin, stdout, stderr: as those of ``subprocess.Popen``, whose pipes are of text.
         """
         ours: list[IO[str] | None] = []
         theirs: list[int] = []
@@ -289,6 +289,7 @@ def serve(path: str, attend: Callable[[Any], NoReturn]) -> NoReturn:
     listening.bind(path)
     listening.listen(64)
     gc.freeze()  # no program looks through what was imported
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with whoever asked
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
     waiting.register(0, select.POLLIN)
@@ -422,7 +423,8 @@ def _named(variable: str) -> list[str]:
 
 
 def _main(path: str) -> NoReturn:
-    sys.path.pop(0)  # the folder of this file
+    with suppress(ValueError):
+        sys.path.remove(str(Path(__file__).parent))
     for name in _IMPORTED:
         with suppress(ImportError):
             __import__(name)
