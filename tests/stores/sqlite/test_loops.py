@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
@@ -125,10 +126,12 @@ async def test_small_loads_pass_large_ones(memory):
 async def test_a_load_that_was_cancelled_is_decoded_no_further(memory, monkeypatch):
     """Nobody pays for pieces that nobody waits for."""
     pieces = []
+    cancelled = threading.Event()
     real = decoding.decode_joined
 
     def count(text: bytes, number: int) -> Any:
         pieces.append(number)
+        cancelled.wait(30)
         return real(text, number)
 
     await memory.append_to_session("large", large(20_000))
@@ -138,6 +141,7 @@ async def test_a_load_that_was_cancelled_is_decoded_no_further(memory, monkeypat
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
+    cancelled.set()
     assert await memory.load_session("nothing") == []
     assert sum(pieces) < 20_000
 
