@@ -6,8 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +66,13 @@ class Turns:
             before = now
 
 
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """The garbage collector looks at everything that the whole test run holds."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 async def watched(work: Awaitable[Any]) -> tuple[Any, Turns]:
     """The result of the work, and what the loop did meanwhile."""
     turns = Turns()
     watching = asyncio.ensure_future(turns.watch())
-    with without_collections():
-        result = await work
+    gc.collect()
+    gc.freeze()  # the garbage collector would look at everything that the whole test run holds
+    result = await work
     watching.cancel()
     return result, turns
 
