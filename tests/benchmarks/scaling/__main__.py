@@ -46,6 +46,7 @@ async def measure(subject: Subject, sessions: int, seconds: float) -> None:
     for numbers in (range(_FEW), range(_FEW, sessions)):
         before, began = await subject.stored(), time.perf_counter()
         await subject.fill(numbers)
+        await asyncio.to_thread(os.sync)  # else what comes next waits for the disk to take it all
         filled = await subject.stored() - before
         print(f"\n{len(numbers):,} sessions in {time.perf_counter() - began:.0f} s: ", end="")
         print(f"{filled / 1e9:.2f} GB, {filled / len(numbers):,.0f} bytes a session")
