@@ -11,11 +11,15 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from session_middleware._sdk.tools import ModelCall
 from session_middleware.effects import base_of, key_of
 from session_middleware.pairs import answered_in, calls_in
 from session_middleware.stores.records import CallRecord, CallState, Item, JournalEntry
+
+CallScope: TypeAlias = tuple[str | int, ...]
+"""What names a turn in the keys of its calls."""
 
 
 class Journal:
@@ -26,14 +30,12 @@ class Journal:
         self._entries: dict[tuple[int, int], JournalEntry] = {}
         self._earlier: dict[str, CallRecord] = {}  # by key: how the newest attempt at it ended
         self._inner: dict[tuple[str, str], str] = {}
-        self._scope: tuple[str | int | None, ...] = ()
+        self._scope: CallScope = ()
 
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def begin(
-        self, scope: tuple[str | int | None, ...], carried: Iterable[JournalEntry] = ()
-    ) -> None:
+    def begin(self, scope: CallScope, carried: Iterable[JournalEntry] = ()) -> None:
         """The turn has its session.
 
         Args:
@@ -235,7 +237,7 @@ class Journal:
 
 def scope_of(
     session_id: str, idempotency_key: str | None, turn: int, began: object = None
-) -> tuple[str | int | None, ...]:
+) -> CallScope:
     """What names a turn in the keys of its calls: the same when the turn is made again.
 
     Args:

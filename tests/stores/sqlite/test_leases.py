@@ -191,9 +191,6 @@ async def test_a_token_is_worth_nothing_in_a_session_that_was_made_anew(memory):
     assert await memory.load_session("a") == [user("2")]
 
 
-# --- the end ---------------------------------------------------------------------------------
-
-
 async def test_fences_are_larger_than_those_that_a_power_failure_took(memory, other_process):
     """The newest ones may be in no commit that was flushed, and known to a tool's own storage."""
     granted = [(await memory.acquire(request_for(f"s{at}"))).lease.fence for at in range(3)]
@@ -209,6 +206,9 @@ async def test_fences_grow_where_the_clock_was_set_back(memory, other_process):
     other_process.execute("UPDATE fence SET last = ?", (ahead,))
     granted = [(await memory.acquire(request_for(f"s{at}"))).lease.fence for at in range(2)]
     assert granted == [ahead + 1, ahead + 2]
+
+
+# --- the end ---------------------------------------------------------------------------------
 
 
 async def test_cleanup_frees_what_it_held_and_closes(path):
